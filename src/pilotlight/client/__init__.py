@@ -1,0 +1,1 @@
+"""The public Python API and the client's side of the wire."""

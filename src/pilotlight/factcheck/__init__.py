@@ -1,0 +1,1 @@
+"""Fact verification, written on the public API only."""

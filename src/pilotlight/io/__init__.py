@@ -1,0 +1,1 @@
+"""Sources of rows and sinks of results: files, their order, and what survives a crash."""

@@ -1,0 +1,1 @@
+"""How workers get started: providers of pilots."""

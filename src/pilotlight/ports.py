@@ -1,0 +1,152 @@
+"""The seams: what the manager and the worker need from the outside, as Protocols with their contracts.
+
+Each port has a conformance kit in `pilotlight.testing` that any implementation must pass. Implementations live in
+`engines/` (links), `runtimes/`, `pilots/` and `io/`; they are named in `manager/build.py` and `worker/build.py` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pilotlight.wire import Chunk, Context, DeviceSpec, Operation, ResultChunk
+
+
+# --- runtimes ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request on its way through a model.
+
+    ticket: names the request in this model while it runs. index: its place in the job (seeds sampling).
+    payload: the decoded JSON object (or the unpickled Python value).
+    """
+
+    ticket: int
+    index: int
+    payload: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The one answer to a `Row`: a result (JSON-able; any Python value for a `pickle` operation) or an error.
+
+    error_kind: None for a result; else a snake_case kind such as `bad_row`, `prompt_too_long`, `function_error`.
+    counters: `prompt_tokens`, `completion_tokens`, `truncated` (0/1), `length` (1 if cut at max_tokens).
+    """
+
+    ticket: int
+    result: Any = None
+    error_kind: str | None = None
+    error: str = ""
+    counters: dict[str, float] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """A live context on one device, in a replica process. One thread calls it.
+
+    `add` hands over rows that may wait inside; `step` works on some of them for at most about a second (or one
+    request, if that takes longer) and returns what finished. Each added row is answered by exactly one Outcome, whatever
+    is wrong with it: a row's own fault never raises. What does raise ends the replica. Out of memory halves the
+    model's own budget and goes on.
+    """
+
+    @property
+    def wanted(self) -> int:
+        """How many requests this model would like to hold now (running and waiting), so that it never starves."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """Device (or host, on CPU) memory that it holds now."""
+        ...
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds that the load took by stage: `read`, `to_device`, `warm`."""
+        ...
+
+    def add(self, operation: Operation, rows: Sequence[Row]) -> None:
+        """Take rows. Operations of several jobs may alternate."""
+        ...
+
+    def step(self) -> list[Outcome]:
+        """Do some work. An empty list does not mean that nothing is left; `pending` says that."""
+        ...
+
+    @property
+    def pending(self) -> int:
+        """Rows added and not answered yet."""
+        ...
+
+    def close(self) -> None:
+        """Free the device. Called once, also after an error."""
+        ...
+
+
+class Runtime(Protocol):
+    """A library that runs models. `preload` is called in the runtime server, the rest in replicas.
+
+    `preload` imports what every replica needs; it must not compute, tokenise, start threads or touch a device,
+    because the process forks afterwards. Optional packages are imported inside methods, and a missing one raises
+    `MissingExtra` that names the extra to install.
+    """
+
+    name: str
+
+    def preload(self) -> None:
+        """Import, nothing else."""
+        ...
+
+    def load(self, context: Context, device: DeviceSpec) -> Model:
+        """Build the live context and warm it by one request of its own. Raises `LoadError` with one clear sentence."""
+        ...
+
+    def preview(self, context: Context, operation: Operation, payloads: Sequence[Any]) -> list[dict[str, Any]]:
+        """What would be run, without weights: per row `{"prompt": text, "prompt_tokens": n, "token_ids": [...]}` or
+        `{"error_kind": ..., "error": ...}`. For `--dry-run`."""
+        ...
+
+
+# --- input and output ----------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """A job's input, read once from the front. Owned by the manager's job; called from one thread."""
+
+    def read(self, rows_max: int) -> list[Chunk]:
+        """The next rows, at most `rows_max`, in chunks of at most 1,024 rows and about 256 KiB (a longer row stands
+        alone). An empty list means the end, for good. Raises `InputError` with one sentence."""
+        ...
+
+    @property
+    def fraction(self) -> float | None:
+        """How much of the input was read, 0 to 1, if that can be told."""
+        ...
+
+    def close(self) -> None:
+        """Release files. Idempotent."""
+        ...
+
+
+class Sink(Protocol):
+    """Where a job's finished rows go. Rows arrive in any order, each index once (the caller removes repeats)."""
+
+    def write(self, chunk: ResultChunk) -> None:
+        """Keep these rows: when it returns they survive the death of this process. Raises `OutputError` (full disk,
+        folder gone, superseded by a newer manager)."""
+        ...
+
+    def sync(self) -> None:
+        """Make everything written survive a power cut. Called about once a second, maybe from another thread."""
+        ...
+
+    def finish(self, rows: int) -> None:
+        """All `rows` indices 0 <= i < rows are written: put them in order where the user wants them."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and locks, keeping what is unfinished. Idempotent."""
+        ...

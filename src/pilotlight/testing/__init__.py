@@ -1,0 +1,1 @@
+"""Conformance kits: whoever writes an adapter for a port runs its kit."""

@@ -1,0 +1,226 @@
+"""What travels: the job's description, bundles of rows, and the messages of every link.
+
+Three conversations share this file, each with its own union of messages: client and manager, manager and
+worker, agent and replica. Rows and results are opaque bytes here: a `Chunk` holds input lines, a `ResultChunk`
+holds output lines, and only the replica looks inside either. Encoding is MessagePack through msgspec.
+
+What does not live here: sockets (`engines/`), the meaning of a row (`io/rows.py`), decisions (`core/`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+
+VERSION = 1
+
+Span = tuple[int, int]
+"""Half-open range of request indices: start <= index < stop."""
+
+
+class _Struct(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of all that travels: unknown fields are an error, so that two versions never half-understand each other."""
+
+
+# --- what a job is -----------------------------------------------------------------------------------------
+
+
+class Context(_Struct, frozen=True, kw_only=True):
+    """What many requests share and is slow to build. Immutable; `id` is a digest of what changes its answers.
+
+    runtime: `transformers`, `python` or `echo`.
+    name: what people read: a model's hub id or folder, a function's name.
+    model_path: absolute folder with config, tokenizer and weights; None for python and echo contexts.
+    identity: everything that changes answers and is not in `options`: the model's commit or content digest, or a
+        Python context's name and version or source digest.
+    options: runtime options that change answers (`dtype`, `max_model_len`, `trust_remote_code`).
+    load: cloudpickle of `(function, args, kwargs)` that builds a Python context's state; None otherwise.
+    memory_bytes: a hint of what a live replica needs; no part of the id.
+    """
+
+    runtime: str
+    name: str
+    identity: str
+    model_path: str | None = None
+    options: dict[str, Any] = {}
+    load: bytes | None = None
+    memory_bytes: int = 0
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits of a SHA-256 over runtime, identity and options."""
+        return digest([self.runtime, self.identity, sorted(self.options.items())])
+
+
+class Sampling(_Struct, frozen=True, kw_only=True):
+    """How `generate` picks tokens; the names and meanings are vLLM's `SamplingParams`.
+
+    None means "not set": the manager fills it from the model's generation_config.json and then from vLLM's
+    defaults, once, before a job starts, so a replica only ever sees set values (but for `max_tokens`: None there
+    means "as many as fit").
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+
+
+class Operation(_Struct, frozen=True, kw_only=True):
+    """What to do with each row of a job; equal operations give equal answers on equal rows.
+
+    kind: `generate`, `classify`, `map` (a user's function) or `echo`.
+    prompt_template: a `str.format` template over the row's fields (`Claim: {claim}`); None: the row has `prompt`
+        or `messages`.
+    chat: pass `prompt` (or the rendered template) through the chat template as one user message.
+    labels, label_scoring: for `classify`: the continuations compared; log-likelihoods are summed or averaged over
+        a label's tokens.
+    truncate_prompt_tokens: keep the last n prompt tokens (vLLM's meaning); -1: as many as the model can take;
+        None: a prompt that is too long is an error row.
+    function: cloudpickle of a user's function, for `map`.
+    batched, batch_max: whether that function takes a list of rows, and how many at most.
+    row_format: `json`, or `pickle`: rows and results are base64 of cloudpickle (Python API only).
+    result_format: `pilotlight` or `openai` (the OpenAI batch file's answer form).
+    chat_template_kwargs: passed to the chat template.
+    """
+
+    kind: Literal["generate", "classify", "map", "echo"]
+    prompt_template: str | None = None
+    chat: bool = False
+    system_prompt: str | None = None
+    chat_template_kwargs: dict[str, Any] = {}
+    sampling: Sampling = Sampling()
+    labels: list[str] = []
+    label_scoring: Literal["sum", "mean"] = "sum"
+    truncate_prompt_tokens: int | None = None
+    function: bytes | None = None
+    function_name: str = ""
+    batched: bool = False
+    batch_max: int = 1
+    row_format: Literal["json", "pickle"] = "json"
+    result_format: Literal["pilotlight", "openai"] = "pilotlight"
+
+    @property
+    def id(self) -> str:
+        """Digest of the whole operation, to tell whether a resumed job asks for the same thing."""
+        return digest(msgspec.to_builtins(self))
+
+
+class PathInput(_Struct, frozen=True, kw_only=True):
+    """One or several files, read in the given order as one input. Paths are absolute."""
+
+    paths: list[str]
+    limit: int | None = None
+
+
+class StreamInput(_Struct, frozen=True, kw_only=True):
+    """Rows that the client sends over the link as the manager gives it room; they end with the client."""
+
+
+class PathOutput(_Struct, frozen=True, kw_only=True):
+    """A file beside which the job keeps its working folder. `retry_errors`: None: keep error rows; a list of kinds
+    to do again; empty list: every kind."""
+
+    path: str
+    overwrite: bool = False
+    retry_errors: list[str] | None = None
+
+
+class StreamOutput(_Struct, frozen=True, kw_only=True):
+    """Results go back over the client's link, in index order or as they finish."""
+
+    ordered: bool = True
+
+
+class JobRequest(_Struct, frozen=True, kw_only=True):
+    """One job as a client hands it in. `arguments` is what the user typed, for the report only."""
+
+    context: Context
+    operation: Operation
+    input: PathInput | StreamInput
+    output: PathOutput | StreamOutput
+    name: str = ""
+    weight: float = 1.0
+    max_attempts: int = 3
+    arguments: dict[str, Any] = {}
+
+
+# --- rows ----------------------------------------------------------------------------------------------------
+
+
+class Chunk(_Struct, frozen=True, array_like=True):
+    """Consecutive rows as bytes: `count` lines joined by one newline, without a last one.
+
+    start: index of the first row. line: its line number in `origin` (1-based); rows of one chunk stand on
+    consecutive lines. origin: the file's name as errors should call it.
+    """
+
+    start: int
+    count: int
+    line: int
+    origin: str
+    blob: bytes
+
+    @property
+    def stop(self) -> int:
+        """Index after the last row."""
+        return self.start + self.count
+
+    def slice(self, start: int, stop: int) -> Chunk:
+        """The rows start <= index < stop, which must lie inside this chunk."""
+        if (start, stop) == (self.start, self.stop):
+            return self
+        lines = self.blob.split(b"\n")[start - self.start : stop - self.start]
+        return Chunk(start, stop - start, self.line + start - self.start, self.origin, b"\n".join(lines))
+
+
+class ResultChunk(_Struct, frozen=True, array_like=True):
+    """Finished rows as bytes: one output line per row, in the order of `spans`, joined by one newline, no last one.
+
+    errors: kind -> indices of the rows that are error rows. counters: sums over these rows (`prompt_tokens`,
+    `completion_tokens`, `truncated`, `length`, and `busy_s`, the seconds that the replica worked on them).
+    """
+
+    spans: list[Span]
+    blob: bytes
+    errors: dict[str, list[int]] = {}
+    counters: dict[str, float] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return sum(stop - start for start, stop in self.spans)
+
+
+class DeviceSpec(_Struct, frozen=True, kw_only=True):
+    """A GPU, a slice of one, or the CPUs of a worker without GPU.
+
+    id: unique within a worker and stable over its life: `cpu`, or a CUDA UUID. kind: what other devices it is
+    interchangeable with (`cpu`, `NVIDIA H100 80GB HBM3`). visible: what CUDA_VISIBLE_DEVICES must say in the
+    replica ("" for CPUs). memory_bytes: what is free for us. threads: CPU threads for its replica.
+    """
+
+    id: str
+    kind: str
+    type: Literal["cpu", "cuda"]
+    memory_bytes: int
+    visible: str = ""
+    threads: int = 1
+
+
+def digest(value: object) -> str:
+    """Twelve hex digits of SHA-256 over the value's canonical JSON."""
+    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()[:12]
