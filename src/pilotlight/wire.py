@@ -1,7 +1,6 @@
-"""What travels: the job's description, bundles of rows, and the messages of every link.
+"""What travels: the job's description and bundles of rows; `messages.py` has what is said about them.
 
-Three conversations share this file, each with its own union of messages: client and manager, manager and
-worker, agent and replica. Rows and results are opaque bytes here: a `Chunk` holds input lines, a `ResultChunk`
+Rows and results are opaque bytes here: a `Chunk` holds input lines, a `ResultChunk`
 holds output lines, and only the replica looks inside either. Encoding is MessagePack through msgspec.
 
 What does not live here: sockets (`engines/`), the meaning of a row (`io/rows.py`), decisions (`core/`).
@@ -20,14 +19,14 @@ Span = tuple[int, int]
 """Half-open range of request indices: start <= index < stop."""
 
 
-class _Struct(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class Struct(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Base of all that travels: unknown fields are an error, so that two versions never half-understand each other."""
 
 
 # --- what a job is -----------------------------------------------------------------------------------------
 
 
-class Context(_Struct, frozen=True, kw_only=True):
+class Context(Struct, frozen=True, kw_only=True):
     """What many requests share and is slow to build. Immutable; `id` is a digest of what changes its answers.
 
     runtime: `transformers`, `python` or `echo`.
@@ -54,7 +53,7 @@ class Context(_Struct, frozen=True, kw_only=True):
         return digest([self.runtime, self.identity, sorted(self.options.items())])
 
 
-class Sampling(_Struct, frozen=True, kw_only=True):
+class Sampling(Struct, frozen=True, kw_only=True):
     """How `generate` picks tokens; the names and meanings are vLLM's `SamplingParams`.
 
     None means "not set": the manager fills it from the model's generation_config.json and then from vLLM's
@@ -79,7 +78,7 @@ class Sampling(_Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: bool | None = None
 
 
-class Operation(_Struct, frozen=True, kw_only=True):
+class Operation(Struct, frozen=True, kw_only=True):
     """What to do with each row of a job; equal operations give equal answers on equal rows.
 
     kind: `generate`, `classify`, `map` (a user's function) or `echo`.
@@ -119,18 +118,18 @@ class Operation(_Struct, frozen=True, kw_only=True):
         return digest(msgspec.to_builtins(self))
 
 
-class PathInput(_Struct, frozen=True, kw_only=True):
+class PathInput(Struct, frozen=True, kw_only=True):
     """One or several files, read in the given order as one input. Paths are absolute."""
 
     paths: list[str]
     limit: int | None = None
 
 
-class StreamInput(_Struct, frozen=True, kw_only=True):
+class StreamInput(Struct, frozen=True, kw_only=True):
     """Rows that the client sends over the link as the manager gives it room; they end with the client."""
 
 
-class PathOutput(_Struct, frozen=True, kw_only=True):
+class PathOutput(Struct, frozen=True, kw_only=True):
     """A file beside which the job keeps its working folder. `retry_errors`: None: keep error rows; a list of kinds
     to do again; empty list: every kind."""
 
@@ -139,13 +138,11 @@ class PathOutput(_Struct, frozen=True, kw_only=True):
     retry_errors: list[str] | None = None
 
 
-class StreamOutput(_Struct, frozen=True, kw_only=True):
-    """Results go back over the client's link, in index order or as they finish."""
-
-    ordered: bool = True
+class StreamOutput(Struct, frozen=True, kw_only=True):
+    """Results go back over the client's link as they finish; the client puts them in order where that is wanted."""
 
 
-class JobRequest(_Struct, frozen=True, kw_only=True):
+class JobRequest(Struct, frozen=True, kw_only=True):
     """One job as a client hands it in. `arguments` is what the user typed, for the report only."""
 
     context: Context
@@ -161,7 +158,7 @@ class JobRequest(_Struct, frozen=True, kw_only=True):
 # --- rows ----------------------------------------------------------------------------------------------------
 
 
-class Chunk(_Struct, frozen=True, array_like=True):
+class Chunk(Struct, frozen=True, array_like=True):
     """Consecutive rows as bytes: `count` lines joined by one newline, without a last one.
 
     start: index of the first row. line: its line number in `origin` (1-based); rows of one chunk stand on
@@ -187,7 +184,7 @@ class Chunk(_Struct, frozen=True, array_like=True):
         return Chunk(start, stop - start, self.line + start - self.start, self.origin, b"\n".join(lines))
 
 
-class ResultChunk(_Struct, frozen=True, array_like=True):
+class ResultChunk(Struct, frozen=True, array_like=True):
     """Finished rows as bytes: one output line per row, in the order of `spans`, joined by one newline, no last one.
 
     errors: kind -> indices of the rows that are error rows. counters: sums over these rows (`prompt_tokens`,
@@ -205,7 +202,7 @@ class ResultChunk(_Struct, frozen=True, array_like=True):
         return sum(stop - start for start, stop in self.spans)
 
 
-class DeviceSpec(_Struct, frozen=True, kw_only=True):
+class DeviceSpec(Struct, frozen=True, kw_only=True):
     """A GPU, a slice of one, or the CPUs of a worker without GPU.
 
     id: unique within a worker and stable over its life: `cpu`, or a CUDA UUID. kind: what other devices it is
