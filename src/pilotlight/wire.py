@@ -118,18 +118,18 @@ class Operation(Struct, frozen=True, kw_only=True):
         return digest(msgspec.to_builtins(self))
 
 
-class PathInput(Struct, frozen=True, kw_only=True):
+class PathInput(Struct, frozen=True, kw_only=True, tag=True):
     """One or several files, read in the given order as one input. Paths are absolute."""
 
     paths: list[str]
     limit: int | None = None
 
 
-class StreamInput(Struct, frozen=True, kw_only=True):
+class StreamInput(Struct, frozen=True, kw_only=True, tag=True):
     """Rows that the client sends over the link as the manager gives it room; they end with the client."""
 
 
-class PathOutput(Struct, frozen=True, kw_only=True):
+class PathOutput(Struct, frozen=True, kw_only=True, tag=True):
     """A file beside which the job keeps its working folder. `retry_errors`: None: keep error rows; a list of kinds
     to do again; empty list: every kind."""
 
@@ -138,7 +138,7 @@ class PathOutput(Struct, frozen=True, kw_only=True):
     retry_errors: list[str] | None = None
 
 
-class StreamOutput(Struct, frozen=True, kw_only=True):
+class StreamOutput(Struct, frozen=True, kw_only=True, tag=True):
     """Results go back over the client's link as they finish; the client puts them in order where that is wanted."""
 
 
