@@ -1,0 +1,206 @@
+"""Everything the machines may ask for: the output of `scheduler.handle` and of `agent.handle`.
+
+Each decision is carried out by the loop around the machine, and whatever comes of it comes back as an event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pilotlight.core.model import DeviceId, JobId, LeaseId, ReplicaId, VariantId, WorkerId
+from pilotlight.core.ranges import Span
+from pilotlight.core.transitions import JobState
+
+# --- the manager's --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SendWants:
+    """Tell a worker all that its devices should hold."""
+
+    worker_id: WorkerId
+    version: int
+    wants: tuple[tuple[DeviceId, VariantId], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRows:
+    """Lease rows to a worker."""
+
+    worker_id: WorkerId
+    lease_id: LeaseId
+    job_id: JobId
+    spans: tuple[Span, ...]
+    isolated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeRows:
+    """Ask a worker for unstarted rows of a lease: up to `rows`, or all. It answers with `RowsReturned`."""
+
+    worker_id: WorkerId
+    lease_id: LeaseId
+    rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """Read about this many rows of a job's input. Answered by `RowsRead` or `JobBroken`."""
+
+    job_id: JobId
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFailure:
+    """Write the error row of a request that has no attempts left. Answered by `RowsWritten`."""
+
+    job_id: JobId
+    index: int
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordAttempts:
+    """Put into the job's journal how often these rows have run and died."""
+
+    job_id: JobId
+    attempts: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EndJob:
+    """A job is over: finish or let go of its files, tell its client, and have its workers forget it."""
+
+    job_id: JobId
+    state: JobState
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropWorker:
+    """Close the connection of a worker that was silent too long. (If it lives, it joins again.)"""
+
+    worker_id: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something a person may want to know, and what it is about."""
+
+    level: str
+    text: str
+    subject: str
+
+
+ManagerDecision = (
+    SendWants | GrantRows | RevokeRows | ReadRows | WriteFailure | RecordAttempts | EndJob | DropWorker | Note
+)
+
+
+# --- the worker's ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartReplica:
+    """Have a runtime server fork a replica. Ends in `ReplicaLive`, `ReplicaFailed` or `ReplicaExited`."""
+
+    replica_id: ReplicaId
+    device_id: DeviceId
+    variant_id: VariantId
+
+
+@dataclass(frozen=True, slots=True)
+class StopReplica:
+    """End a replica: ask, and kill after a moment; `kill`: at once. Ends in `ReplicaExited`."""
+
+    replica_id: ReplicaId
+    kill: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FeedRows:
+    """Hand rows of a lease to a replica."""
+
+    replica_id: ReplicaId
+    lease_id: LeaseId
+    job_id: JobId
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropRows:
+    """Forget the bytes of rows that are no longer ours; all of the lease's if `spans` is None."""
+
+    lease_id: LeaseId
+    spans: tuple[Span, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SendReturned:
+    """Tell the manager that these rows had not started and are no longer ours."""
+
+    lease_id: LeaseId
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendResident:
+    """Report a replica as it is now."""
+
+    replica_id: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class SendStopped:
+    """Report a replica that ended as we wished."""
+
+    device_id: DeviceId
+    variant_id: VariantId
+    replica_id: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class SendDied:
+    """Report a replica that ended by itself, with the rows that it held."""
+
+    device_id: DeviceId
+    variant_id: VariantId
+    replica_id: ReplicaId
+    rows: dict[LeaseId, list[Span]]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendLoadFailed:
+    """Report that a variant can't be loaded on a device."""
+
+    device_id: DeviceId
+    variant_id: VariantId
+    replica_id: ReplicaId
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendLeaving:
+    """Tell the manager that this worker drains."""
+
+    grace_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """End the worker and all its processes."""
+
+    reason: str
+
+
+AgentDecision = (
+    StartReplica | StopReplica | FeedRows | DropRows | SendReturned | SendResident | SendStopped | SendDied
+    | SendLoadFailed | SendLeaving | Exit
+)  # fmt: skip

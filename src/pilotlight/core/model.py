@@ -1,0 +1,160 @@
+"""The nouns: what the manager believes about variants, devices, workers, replicas, leases and jobs.
+
+Frozen dataclasses are facts that never change; slotted ones are beliefs that only `scheduler.handle` changes.
+Times are seconds on the caller's monotonic clock. Rows are known by index only: no payload is ever here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pilotlight.core.ranges import IndexSet, Span
+from pilotlight.core.transitions import JobState, LeaseState, ReplicaState, WorkerState
+
+JobId = str
+WorkerId = str
+DeviceId = str
+VariantId = str
+LeaseId = str
+ReplicaId = str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU, a slice of one, or the CPUs of a worker. Devices of one `kind` are interchangeable."""
+
+    device_id: DeviceId
+    kind: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A context as one runtime holds it. `memory_bytes` is a hint of what a live replica needs."""
+
+    variant_id: VariantId
+    name: str
+    memory_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Replica:
+    """A live (or starting) variant on a device, as last reported."""
+
+    replica_id: ReplicaId
+    variant_id: VariantId
+    state: ReplicaState
+    wanted: int = 0
+    memory_bytes: int = 0
+    load_s: float = 0.0
+    pid: int = 0
+    rows_done: int = 0
+
+
+@dataclass(slots=True)
+class DeviceBelief:
+    """A device, what it was told to hold, what it holds, and how it has behaved."""
+
+    device: Device
+    wants: tuple[VariantId, ...] = ()
+    wants_since_s: float = 0.0
+    replicas: dict[VariantId, Replica] = field(default_factory=dict)
+    load_failures: dict[VariantId, int] = field(default_factory=dict)
+    retry_at_s: dict[VariantId, float] = field(default_factory=dict)
+    deaths: list[tuple[JobId, IndexSet]] = field(default_factory=list)
+    """Rows of each death since the last result."""
+    charges: list[tuple[JobId, int]] = field(default_factory=list)
+    """Attempts charged since the last result; given back if the device turns out to be the culprit."""
+    quarantined_until_s: float | None = None
+    quarantines: int = 0
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker that has joined. `rate` is rows per second by variant, smoothed; `outstanding` counts leased rows."""
+
+    worker_id: WorkerId
+    pid: int
+    host: str
+    devices: dict[DeviceId, DeviceBelief]
+    joined_at_s: float
+    deadline_s: float
+    state: WorkerState = WorkerState.LIVE
+    wants_version: int = 0
+    leases: dict[LeaseId, None] = field(default_factory=dict)
+    outstanding: dict[VariantId, int] = field(default_factory=dict)
+    started: int = 0
+    rate: dict[VariantId, float] = field(default_factory=dict)
+    rate_rows: dict[VariantId, int] = field(default_factory=dict)
+    rate_since_s: dict[VariantId, float] = field(default_factory=dict)
+    rows_done: int = 0
+
+    def capacity(self, variant_id: VariantId, now: float) -> int:
+        """Requests that its live replicas of the variant want in flight."""
+        wanted = 0
+        for belief in self.devices.values():
+            replica = belief.replicas.get(variant_id)
+            if replica is None or replica.state is not ReplicaState.LIVE:
+                continue
+            if belief.quarantined_until_s is None or belief.quarantined_until_s <= now:
+                wanted += replica.wanted
+        return wanted
+
+
+@dataclass(slots=True)
+class Lease:
+    """Rows of one job given to one worker. `open` shrinks as they come back; an empty lease is over."""
+
+    lease_id: LeaseId
+    job_id: JobId
+    worker_id: WorkerId
+    open: IndexSet
+    granted_at_s: float
+    last_result_at_s: float
+    isolated: bool = False
+    hedge: bool = False
+    state: LeaseState = LeaseState.OPEN
+    all_started: bool = False
+    """The worker answered a revoke with nothing: all that is open runs."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One input bound to one variant and one operation. Which rows are in which state; see `state.check`."""
+
+    job_id: JobId
+    name: str
+    variant_id: VariantId
+    weight: float
+    attempts_max: int
+    may_hedge: bool
+    done: IndexSet
+    """Rows in the output: results and error rows."""
+    state: JobState = JobState.RUNNING
+    read_upto: int = 0
+    exhausted: bool = False
+    reading: bool = False
+    pending: IndexSet = field(default_factory=IndexSet)
+    suspects: list[IndexSet] = field(default_factory=list)
+    """Groups of rows that were in a replica when it died; each runs with nothing else beside it. Last goes first."""
+    failing: IndexSet = field(default_factory=IndexSet)
+    """Rows out of attempts, whose error row is being written."""
+    hedged: IndexSet = field(default_factory=IndexSet)
+    """Rows that are in two leases."""
+    attempts: dict[int, int] = field(default_factory=dict)
+    last_worker: dict[int, WorkerId] = field(default_factory=dict)
+    """Where a charged row died last, so that it is tried elsewhere."""
+    leases: dict[LeaseId, None] = field(default_factory=dict)
+    errors: int = 0
+    virtual_time: float = 0.0
+    """Rows granted per unit of weight: the fair share's clock."""
+    end_message: str = ""
+
+    @property
+    def open_rows(self) -> bool:
+        """Whether anything is left to hand out or to read."""
+        return bool(self.pending or self.suspects or not self.exhausted)
+
+    def spans_open(self, start: int, stop: int) -> list[Span]:
+        """Rows of a span that are not in the output yet."""
+        return self.done.missing(start, stop)
