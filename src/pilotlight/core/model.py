@@ -61,8 +61,8 @@ class DeviceBelief:
     replicas: dict[VariantId, Replica] = field(default_factory=dict)
     load_failures: dict[VariantId, int] = field(default_factory=dict)
     retry_at_s: dict[VariantId, float] = field(default_factory=dict)
-    deaths: list[tuple[JobId, IndexSet]] = field(default_factory=list)
-    """Rows of each death since the last result."""
+    deaths: list[dict[JobId, IndexSet]] = field(default_factory=list)
+    """The rows, by job, of each death since the last result."""
     charges: list[tuple[JobId, int]] = field(default_factory=list)
     """Attempts charged since the last result; given back if the device turns out to be the culprit."""
     quarantined_until_s: float | None = None

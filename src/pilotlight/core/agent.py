@@ -1,0 +1,396 @@
+"""The worker's machine: `Agent.handle(event, now) -> decisions`.
+
+It owns what is resident on this worker. The manager says what it would like to be live (wants) and leases rows; this
+machine starts and stops replicas within the memory there is, feeds rows to replicas by credit, and gives back what
+has not started when asked. It knows rows by index; the loop around it keeps their bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pilotlight.core import events as ev
+from pilotlight.core.decisions import (
+    AgentDecision,
+    DropRows,
+    Exit,
+    FeedRows,
+    SendDied,
+    SendLeaving,
+    SendLoadFailed,
+    SendResident,
+    SendReturned,
+    SendStopped,
+    StartReplica,
+    StopReplica,
+)
+from pilotlight.core.model import Device, DeviceId, JobId, LeaseId, ReplicaId, Variant, VariantId
+from pilotlight.core.ranges import IndexSet, Span, span_count
+from pilotlight.core.transitions import REPLICA, ReplicaState, step
+
+STOP_GRACE_S = 3.0
+RESTART_S_MAX = 5.0
+
+
+@dataclass(slots=True)
+class Held:
+    """A replica of this worker, and the rows it holds, by lease."""
+
+    replica_id: ReplicaId
+    device_id: DeviceId
+    variant: Variant
+    state: ReplicaState = ReplicaState.STARTING
+    wanted: int = 0
+    memory_bytes: int = 0
+    rows: dict[LeaseId, IndexSet] = field(default_factory=dict)
+    alone: bool = False
+    """What it holds must have nothing beside it."""
+    kill_at_s: float | None = None
+    refusal: tuple[str, str] | None = None
+
+    @property
+    def count(self) -> int:
+        """Rows that it holds."""
+        return sum(len(rows) for rows in self.rows.values())
+
+
+@dataclass(slots=True)
+class Granted:
+    """A lease of this worker: what of it has not been fed to a replica."""
+
+    lease_id: LeaseId
+    job_id: JobId
+    isolated: bool
+    queue: IndexSet
+
+
+@dataclass(slots=True)
+class Slot:
+    """A device and what is wanted of it. `refused`: variants not to be tried again before new wants come."""
+
+    device: Device
+    wants: tuple[Variant, ...] = ()
+    refused: set[VariantId] = field(default_factory=set)
+    deaths: int = 0
+    restart_at_s: float = 0.0
+
+
+class Agent:
+    """The pure machine of one worker."""
+
+    def __init__(self, worker_id: str, devices: tuple[Device, ...], orphan_timeout_s: float) -> None:
+        self.worker_id = worker_id
+        self.slots = {device.device_id: Slot(device) for device in devices}
+        self.replicas: dict[ReplicaId, Held] = {}
+        self.leases: dict[LeaseId, Granted] = {}
+        self.jobs: dict[JobId, VariantId] = {}
+        self.epoch = 0
+        self.wants_version = 0
+        self.orphan_timeout_s = orphan_timeout_s
+        self.orphaned_until_s: float | None = None
+        self.drain_until_s: float | None = None
+        self.exiting = False
+        self._made = 0
+        self._out: list[AgentDecision] = []
+        self._now = 0.0
+
+    @property
+    def started(self) -> int:
+        """Rows in replicas now."""
+        return sum(replica.count for replica in self.replicas.values())
+
+    def handle(self, event: ev.AgentEvent, now: float) -> list[AgentDecision]:
+        """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""
+        assert now >= self._now, "time went backwards"
+        self._now = now
+        self._out = []
+        if self.exiting:
+            return self._out
+        match event:
+            case ev.RowsFinished():
+                self._finished(event)
+            case ev.LeaseGranted():
+                self._granted(event)
+            case ev.LeaseRevoked():
+                self._revoked(event)
+            case ev.WantsChanged():
+                self._wants_changed(event)
+            case ev.JobDefined():
+                self.jobs[event.job_id] = event.variant_id
+            case ev.JobForgotten():
+                self._forgotten(event.job_id)
+            case ev.ReplicaLive():
+                self._live(event)
+            case ev.ReplicaFailed():
+                self._failed(event)
+            case ev.ReplicaExited():
+                self._exited(event)
+            case ev.ManagerFound():
+                self._manager_found(event)
+            case ev.ManagerLost():
+                self._manager_lost()
+            case ev.DrainAsked():
+                self._drain(event)
+            case ev.Tick():
+                self._tick()
+        return self._out
+
+    # --- the manager's side
+
+    def _manager_found(self, event: ev.ManagerFound) -> None:
+        if event.epoch < self.epoch:
+            return
+        self.epoch = event.epoch
+        self.wants_version = 0
+        self.orphaned_until_s = None
+
+    def _manager_lost(self) -> None:
+        for lease in list(self.leases.values()):
+            self._drop(lease)
+        self.jobs.clear()
+        if self.orphaned_until_s is None:
+            self.orphaned_until_s = self._now + self.orphan_timeout_s
+
+    def _wants_changed(self, event: ev.WantsChanged) -> None:
+        if event.epoch < self.epoch or event.version <= self.wants_version:
+            return
+        self.wants_version = event.version
+        for slot in self.slots.values():
+            slot.wants = tuple(variant for device_id, variant in event.wants if device_id == slot.device.device_id)
+            slot.refused.clear()
+        self._settle()
+
+    def _granted(self, event: ev.LeaseGranted) -> None:
+        lease = Granted(event.lease_id, event.job_id, event.isolated, IndexSet(event.spans))
+        self.leases[event.lease_id] = lease
+        if event.epoch < self.epoch or self.drain_until_s is not None or event.job_id not in self.jobs:
+            self._return(lease, lease.queue.spans())
+            return
+        self._feed_all(self.jobs[event.job_id])
+
+    def _revoked(self, event: ev.LeaseRevoked) -> None:
+        lease = self.leases.get(event.lease_id)
+        if lease is None or event.epoch < self.epoch:
+            self._out.append(SendReturned(event.lease_id, ()))
+            return
+        rows = len(lease.queue) if event.rows is None else event.rows
+        self._return(lease, lease.queue.take(rows, last=True))
+
+    def _forgotten(self, job_id: JobId) -> None:
+        self.jobs.pop(job_id, None)
+        for lease in [lease for lease in self.leases.values() if lease.job_id == job_id]:
+            self._drop(lease)
+
+    def _return(self, lease: Granted, spans: list[Span]) -> None:
+        lease.queue.discard(spans)
+        self._out.append(SendReturned(lease.lease_id, tuple(spans)))
+        self._out.append(DropRows(lease.lease_id, tuple(spans)))
+        self._retire(lease)
+
+    def _drop(self, lease: Granted) -> None:
+        self._out.append(DropRows(lease.lease_id, tuple(lease.queue.spans())))
+        lease.queue = IndexSet()
+        self._retire(lease)
+
+    def _retire(self, lease: Granted) -> None:
+        """A lease with nothing left to feed needs no more remembering: replicas know what they hold."""
+        if not lease.queue:
+            self.leases.pop(lease.lease_id, None)
+
+    # --- replicas
+
+    def _live(self, event: ev.ReplicaLive) -> None:
+        replica = self.replicas.get(event.replica_id)
+        if replica is None or replica.state is not ReplicaState.STARTING:
+            return
+        replica.state = step(REPLICA, replica.state, ReplicaState.LIVE)
+        replica.wanted, replica.memory_bytes = event.wanted, event.memory_bytes
+        self._out.append(SendResident(replica.replica_id))
+        self._feed(replica)
+
+    def _finished(self, event: ev.RowsFinished) -> None:
+        replica = self.replicas.get(event.replica_id)
+        if replica is None:
+            return
+        self.slots[replica.device_id].deaths = 0
+        rows = replica.rows.get(event.lease_id)
+        if rows is not None:
+            rows.discard(event.spans)
+            self._out.append(DropRows(event.lease_id, event.spans))
+            if not rows:
+                del replica.rows[event.lease_id]
+        if event.wanted != replica.wanted:
+            replica.wanted = event.wanted
+            self._out.append(SendResident(replica.replica_id))
+        if replica.state is ReplicaState.LIVE:
+            self._feed(replica)
+        self._leave_if_drained()
+
+    def _failed(self, event: ev.ReplicaFailed) -> None:
+        replica = self.replicas.get(event.replica_id)
+        if replica is not None:
+            replica.refusal = (event.kind, event.reason)
+
+    def _exited(self, event: ev.ReplicaExited) -> None:
+        replica = self.replicas.pop(event.replica_id, None)
+        if replica is None:
+            return
+        slot = self.slots[replica.device_id]
+        was = replica.state
+        replica.state = step(REPLICA, was, ReplicaState.GONE)
+        variant_id = replica.variant.variant_id
+        for lease_id, rows in replica.rows.items():
+            self._out.append(DropRows(lease_id, tuple(rows.spans())))
+        if was is ReplicaState.STOPPING and not replica.rows:
+            self._out.append(SendStopped(replica.device_id, variant_id, replica.replica_id))
+        elif was is ReplicaState.STARTING:
+            kind, reason = replica.refusal or ("load_crashed", event.reason)
+            slot.refused.add(variant_id)
+            self._out.append(SendLoadFailed(replica.device_id, variant_id, replica.replica_id, kind, reason))
+        else:
+            held = {lease_id: rows.spans() for lease_id, rows in replica.rows.items()}
+            slot.deaths += 1
+            delay_s = 0.0 if slot.deaths <= 1 else min(RESTART_S_MAX, 0.1 * 2.0**slot.deaths)
+            slot.restart_at_s = self._now + delay_s
+            self._out.append(SendDied(replica.device_id, variant_id, replica.replica_id, held, event.reason))
+        self._settle()
+        self._leave_if_drained()
+
+    def _settle(self) -> None:
+        """Start what is wanted and fits; stop what is not wanted where it is in the way (or not wanted at all)."""
+        if self.drain_until_s is not None:
+            return
+        for slot in self.slots.values():
+            here = {r.variant.variant_id: r for r in self.replicas.values() if r.device_id == slot.device.device_id}
+            wanted = {variant.variant_id for variant in slot.wants}
+            for variant_id, replica in here.items():
+                if variant_id not in wanted and not replica.rows:
+                    self._stop(replica)
+            for variant in slot.wants:
+                if variant.variant_id in here or variant.variant_id in slot.refused or self._now < slot.restart_at_s:
+                    continue
+                if self._room(slot, variant, here):
+                    here[variant.variant_id] = self._start(slot, variant)
+
+    def _room(self, slot: Slot, variant: Variant, here: dict[VariantId, Held]) -> bool:
+        used = sum(max(r.memory_bytes, r.variant.memory_bytes) for r in here.values())
+        if used + variant.memory_bytes <= slot.device.memory_bytes:
+            return True
+        wanted = {wish.variant_id for wish in slot.wants}
+        if any(r.state is ReplicaState.STOPPING or r.variant.variant_id not in wanted for r in here.values()):
+            return False  # room comes when these have ended; `_exited` settles again
+        if not here and variant.memory_bytes <= slot.device.memory_bytes:
+            return True
+        slot.refused.add(variant.variant_id)
+        kind = "no_room" if not here else "no_room_now"
+        reason = (
+            f"it needs about {variant.memory_bytes / 1e9:.1f} GB and {slot.device.kind} has "
+            f"{(slot.device.memory_bytes - used) / 1e9:.1f} GB free"
+        )
+        self._out.append(SendLoadFailed(slot.device.device_id, variant.variant_id, "", kind, reason))
+        return False
+
+    def _start(self, slot: Slot, variant: Variant) -> Held:
+        self._made += 1
+        replica = Held(f"{self.worker_id}.{self._made}", slot.device.device_id, variant)
+        self.replicas[replica.replica_id] = replica
+        self._out.append(StartReplica(replica.replica_id, slot.device.device_id, variant.variant_id))
+        self._out.append(SendResident(replica.replica_id))
+        return replica
+
+    def _stop(self, replica: Held) -> None:
+        if replica.state in {ReplicaState.STARTING, ReplicaState.LIVE}:
+            replica.state = step(REPLICA, replica.state, ReplicaState.STOPPING)
+            replica.kill_at_s = self._now + STOP_GRACE_S
+            self._out.append(StopReplica(replica.replica_id))
+
+    # --- rows to replicas
+
+    def _feed_all(self, variant_id: VariantId) -> None:
+        for replica in self.replicas.values():
+            if replica.variant.variant_id == variant_id and replica.state is ReplicaState.LIVE:
+                self._feed(replica)
+
+    def _feed(self, replica: Held) -> None:
+        """Fill a replica up to what it wants, oldest lease first; an isolated lease only into an empty one."""
+        if not replica.rows:
+            replica.alone = False
+        if self.drain_until_s is not None or replica.wanted <= 0 or replica.alone:
+            return
+        count = replica.count
+        room = replica.wanted - count
+        if count and room < max(1, replica.wanted // 8):
+            return
+        for lease in list(self.leases.values()):
+            if room <= 0:
+                return
+            if self.jobs.get(lease.job_id) != replica.variant.variant_id or not lease.queue:
+                continue
+            if lease.isolated:
+                if replica.rows:
+                    return
+                replica.alone = True
+                self._hand(replica, lease, len(lease.queue))
+                return
+            room -= self._hand(replica, lease, room)
+
+    def _hand(self, replica: Held, lease: Granted, rows: int) -> int:
+        spans = lease.queue.take(rows)
+        replica.rows.setdefault(lease.lease_id, IndexSet()).update(spans)
+        self._out.append(FeedRows(replica.replica_id, lease.lease_id, lease.job_id, tuple(spans)))
+        self._retire(lease)
+        return span_count(spans)
+
+    # --- leaving
+
+    def _drain(self, event: ev.DrainAsked) -> None:
+        if self.drain_until_s is not None:
+            self.drain_until_s = min(self.drain_until_s, self._now + event.grace_s)
+            return
+        self.drain_until_s = self._now + event.grace_s
+        self._out.append(SendLeaving(event.grace_s, event.reason))
+        for lease in list(self.leases.values()):
+            self._return(lease, lease.queue.spans())
+        self._leave_if_drained()
+
+    def _leave_if_drained(self) -> None:
+        if self.drain_until_s is not None and not self.started:
+            self._exit("it drained")
+
+    def _exit(self, reason: str) -> None:
+        if not self.exiting:
+            self.exiting = True
+            self._out.append(Exit(reason))
+
+    def _tick(self) -> None:
+        if self.drain_until_s is not None and self._now >= self.drain_until_s:
+            self._exit("its grace time is over")
+            return
+        if self.orphaned_until_s is not None and self._now >= self.orphaned_until_s:
+            self._exit(f"no manager for {self.orphan_timeout_s:.0f} s")
+            return
+        for replica in self.replicas.values():
+            if replica.kill_at_s is not None and self._now >= replica.kill_at_s:
+                replica.kill_at_s = self._now + STOP_GRACE_S
+                self._out.append(StopReplica(replica.replica_id, kill=True))
+        self._settle()
+
+    # --- what must hold
+
+    def check(self) -> None:
+        """Assert every invariant of this worker's belief."""
+        for slot in self.slots.values():
+            variants = [r.variant.variant_id for r in self.replicas.values() if r.device_id == slot.device.device_id]
+            assert len(variants) == len(set(variants)), f"two replicas of one variant on {slot.device.device_id}"
+        for lease in self.leases.values():
+            assert lease.queue, f"{lease.lease_id} has nothing to feed and is remembered"
+        held: dict[LeaseId, IndexSet] = {}
+        for replica in self.replicas.values():
+            assert replica.state is not ReplicaState.GONE
+            assert not (replica.rows and replica.state is ReplicaState.STARTING), f"{replica.replica_id} was fed too soon"
+            assert not replica.alone or len(replica.rows) <= 1, f"{replica.replica_id} runs suspects beside other rows"
+            for lease_id, rows in replica.rows.items():
+                for start, stop in rows:
+                    assert held.setdefault(lease_id, IndexSet()).add(start, stop) == stop - start, "a row was fed twice"
+                    queue = self.leases[lease_id].queue if lease_id in self.leases else IndexSet()
+                    assert not queue.within(start, stop), f"{lease_id}: a row is queued and fed"

@@ -1,0 +1,46 @@
+"""The one way back: from what a job's files and a worker's inventory say, to belief.
+
+A manager that starts knows nothing. Jobs come back through `job_from`: what their outputs hold is done, what their
+journals charged stays charged, everything else is unread. Workers come back through `worker_from`: their inventory is
+the truth about what is live where. There is no other state to restore, so a crash loses none.
+"""
+
+from __future__ import annotations
+
+from pilotlight.core.events import JobSubmitted, WorkerJoined
+from pilotlight.core.model import DeviceBelief, Job, Replica, Worker
+from pilotlight.core.ranges import IndexSet
+from pilotlight.core.transitions import ReplicaState
+
+
+def job_from(event: JobSubmitted) -> Job:
+    """A job as its output and its journal leave it. For a new job both are empty."""
+    done = IndexSet(event.done)
+    return Job(
+        job_id=event.job_id,
+        name=event.name,
+        variant_id=event.variant.variant_id,
+        weight=event.weight,
+        attempts_max=event.attempts_max,
+        may_hedge=event.may_hedge,
+        done=done,
+        errors=event.errors,
+        attempts={index: min(n, event.attempts_max - 1) for index, n in event.attempts.items() if index not in done},
+    )
+
+
+def worker_from(event: WorkerJoined, now: float, silence_s: float) -> Worker:
+    """A worker as its inventory says; it holds no lease, whatever it held before."""
+    devices = {device.device_id: DeviceBelief(device) for device in event.devices}
+    for fact in event.inventory:
+        if fact.device_id in devices:
+            devices[fact.device_id].replicas[fact.variant_id] = Replica(
+                replica_id=fact.replica_id,
+                variant_id=fact.variant_id,
+                state=ReplicaState.LIVE if fact.live else ReplicaState.STARTING,
+                wanted=fact.wanted,
+                memory_bytes=fact.memory_bytes,
+                load_s=fact.load_s,
+                pid=fact.pid,
+            )
+    return Worker(event.worker_id, event.pid, event.host, devices, now, now + silence_s)

@@ -1,0 +1,513 @@
+"""The manager's machine: `Scheduler.handle(event, now) -> decisions`.
+
+One event changes the belief (`state`), then the parts of the world that it touched are looked at again: wants where
+devices or demand changed, grants for workers that have room, reading where rows run short, the end of jobs that have
+no row left. How those choices are made is in `policy/`; what to believe is in the handlers here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pilotlight.core import events as ev
+from pilotlight.core.decisions import (
+    DropWorker,
+    EndJob,
+    GrantRows,
+    ManagerDecision,
+    Note,
+    ReadRows,
+    RecordAttempts,
+    RevokeRows,
+    SendWants,
+    WriteFailure,
+)
+from pilotlight.core.model import DeviceBelief, Job, Lease, Replica, VariantId, Worker
+from pilotlight.core.policy import placement, retry, sharing, sizing, tail
+from pilotlight.core.ranges import IndexSet, span_count
+from pilotlight.core.recovery import job_from, worker_from
+from pilotlight.core.state import State
+from pilotlight.core.transitions import JOB, LEASE, REPLICA, WORKER, JobState, LeaseState, ReplicaState, WorkerState, step
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Times in seconds. None of them needs tuning; tests and simulations vary them.
+
+    silence_s: a worker that says nothing for so long is lost. horizon_s: how much work a lease covers beyond what
+    replicas want in flight. hedge_after_s: how long rows must be silent before an idle worker repeats them.
+    keep_alive_s: how long an idle variant stays live.
+    """
+
+    silence_s: float = 10.0
+    horizon_s: float = 0.25
+    hedge_after_s: float = 2.0
+    keep_alive_s: float = 600.0
+
+
+class Scheduler:
+    """The pure machine. `state` may be read by anyone and changed by nobody else."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options()
+        self.state = State()
+        self._out: list[ManagerDecision] = []
+        self._now = 0.0
+
+    def handle(self, event: ev.ManagerEvent, now: float) -> list[ManagerDecision]:
+        """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""
+        assert now >= self._now, "time went backwards"
+        self._now = now
+        self._out = []
+        match event:
+            case ev.RowsWritten():
+                self._rows_written(event)
+            case ev.WorkerHeard():
+                self._heard(event)
+            case ev.ReplicaReported():
+                self._replica_reported(event)
+            case ev.RowsReturned():
+                self._rows_returned(event)
+            case ev.RowsRead():
+                self._rows_read(event)
+            case ev.WorkerJoined():
+                self._worker_joined(event)
+            case ev.WorkerLost():
+                self._worker_lost(event)
+            case ev.WorkerLeaving():
+                self._worker_leaving(event)
+            case ev.ReplicaStopped():
+                self._replica_stopped(event)
+            case ev.ReplicaDied():
+                self._replica_died(event)
+            case ev.LoadFailed():
+                self._load_failed(event)
+            case ev.JobSubmitted():
+                self._job_submitted(event)
+            case ev.JobCancelled():
+                self._job_cancelled(event)
+            case ev.JobBroken():
+                self._job_broken(event)
+            case ev.Tick():
+                self._tick()
+        return self._out
+
+    # --- rows
+
+    def _rows_written(self, event: ev.RowsWritten) -> None:
+        state = self.state
+        worker = state.workers.get(event.worker_id)
+        job = state.jobs.get(event.job_id)
+        if worker is not None and event.device_id in worker.devices:
+            self._credit(worker, worker.devices[event.device_id], job, span_count(event.spans))
+        if job is None:
+            return
+        lease = state.leases.get(event.lease_id)
+        if lease is not None:
+            lease.last_result_at_s = self._now
+        if event.repeated and lease is not None:
+            state.shrink(lease, event.repeated)
+        job.errors += event.errors
+        for start, stop in event.spans if job.attempts else ():
+            for index in [i for i in job.attempts if start <= i < stop]:
+                del job.attempts[index]
+        state.finish_rows(job, event.spans, lease)
+        self._end_if_over(job)
+        if worker is not None:
+            self._top_up(worker)
+
+    def _credit(self, worker: Worker, belief: DeviceBelief, job: Job | None, rows: int) -> None:
+        retry.absolve(belief)
+        worker.deadline_s = self._now + self.options.silence_s
+        worker.rows_done += rows
+        if job is None:
+            return
+        variant_id = job.variant_id
+        if variant_id in belief.replicas:
+            belief.replicas[variant_id].rows_done += rows
+        self.state.used_at_s[variant_id] = self._now
+        seen = worker.rate_rows.get(variant_id, 0) + rows
+        since_s = self._now - worker.rate_since_s.setdefault(variant_id, self._now)
+        if since_s >= 0.2:
+            old = worker.rate.get(variant_id)
+            fresh = seen / since_s
+            worker.rate[variant_id] = fresh if old is None else (old + fresh) / 2
+            worker.rate_since_s[variant_id] = self._now
+            seen = 0
+        worker.rate_rows[variant_id] = seen
+
+    def _rows_returned(self, event: ev.RowsReturned) -> None:
+        lease = self.state.leases.get(event.lease_id)
+        if lease is None or lease.worker_id != event.worker_id:
+            return
+        job = self.state.jobs[lease.job_id]
+        if lease.state is LeaseState.REVOKING:
+            lease.state = step(LEASE, lease.state, LeaseState.OPEN)
+        lease.all_started = not event.spans
+        self.state.give_back(job, lease, event.spans)
+        self._end_if_over(job)
+        self._top_up_all(last=event.worker_id)
+
+    def _rows_read(self, event: ev.RowsRead) -> None:
+        job = self.state.jobs.get(event.job_id)
+        if job is None:
+            return
+        assert event.start == job.read_upto, f"{job.job_id}: read at {event.start}, expected {job.read_upto}"
+        job.reading = False
+        job.read_upto = event.stop
+        job.exhausted = event.exhausted
+        job.pending.update(job.done.missing(event.start, event.stop))
+        self._end_if_over(job)
+        self._top_up_all()
+        self._read(job)
+
+    # --- workers and replicas
+
+    def _worker_joined(self, event: ev.WorkerJoined) -> None:
+        if event.worker_id in self.state.workers:
+            self._forget_worker(self.state.workers[event.worker_id])
+        self.state.workers[event.worker_id] = worker_from(event, self._now, self.options.silence_s)
+        self._note("info", f"{event.worker_id} joined with {_devices_text(event)}", event.worker_id)
+        self._place(force=event.worker_id)
+        self._top_up_all()
+
+    def _worker_lost(self, event: ev.WorkerLost) -> None:
+        worker = self.state.workers.get(event.worker_id)
+        if worker is None:
+            return
+        rows = sum(worker.outstanding.values())
+        lost = min(worker.started, rows)
+        drained = worker.state is WorkerState.DRAINING
+        self._forget_worker(worker)
+        if not drained or rows:
+            self.state.workers_lost += 1
+            self.state.rows_lost += lost
+            text = f"{event.worker_id} was lost ({event.reason}); {lost} requests had started and run again elsewhere"
+            self._note("warning", text, event.worker_id)
+        else:
+            self._note("info", f"{event.worker_id} left", event.worker_id)
+        for job in list(self.state.jobs.values()):
+            self._end_if_over(job)
+        self._place()
+        self._top_up_all()
+
+    def _forget_worker(self, worker: Worker) -> None:
+        for lease_id in list(worker.leases):
+            lease = self.state.leases[lease_id]
+            if lease.isolated:
+                self._suspect_again(lease)
+            else:
+                self.state.void(lease)
+        worker.state = step(WORKER, worker.state, WorkerState.LOST)
+        del self.state.workers[worker.worker_id]
+
+    def _suspect_again(self, lease: Lease) -> None:
+        """A group that was to run alone stays together: losing its worker taught nothing about it."""
+        job = self.state.jobs[lease.job_id]
+        rows = lease.open.copy()
+        self.state.shrink(lease, rows.spans())
+        rows.discard(self.state.unhedge(job, rows.spans()))
+        if rows:
+            job.suspects.append(rows)
+
+    def _worker_leaving(self, event: ev.WorkerLeaving) -> None:
+        worker = self.state.workers.get(event.worker_id)
+        if worker is None or worker.state is not WorkerState.LIVE:
+            return
+        worker.state = step(WORKER, worker.state, WorkerState.DRAINING)
+        self._note("info", f"{event.worker_id} drains ({event.reason})", event.worker_id)
+        self._top_up_all()
+
+    def _heard(self, event: ev.WorkerHeard) -> None:
+        worker = self.state.workers.get(event.worker_id)
+        if worker is not None:
+            worker.deadline_s = self._now + self.options.silence_s
+            worker.started = event.started
+
+    def _replica_reported(self, event: ev.ReplicaReported) -> None:
+        worker = self.state.workers.get(event.worker_id)
+        fact = event.fact
+        if worker is None or fact.device_id not in worker.devices:
+            return
+        belief = worker.devices[fact.device_id]
+        known = belief.replicas.get(fact.variant_id)
+        state = ReplicaState.LIVE if fact.live else ReplicaState.STARTING
+        if known is None or known.replica_id != fact.replica_id:
+            known = Replica(fact.replica_id, fact.variant_id, state)
+            belief.replicas[fact.variant_id] = known
+        elif known.state is not state:
+            known.state = step(REPLICA, known.state, state)
+        known.wanted, known.memory_bytes, known.pid = fact.wanted, fact.memory_bytes, fact.pid
+        if not fact.live:
+            return
+        if fact.load_s and not known.load_s:
+            name = self._name(fact.variant_id)
+            text = f"{worker.worker_id} holds {name} live on {fact.device_id} after {fact.load_s:.2f} s"
+            self._note("info", text, worker.worker_id)
+        known.load_s = fact.load_s or known.load_s
+        belief.load_failures.pop(fact.variant_id, None)
+        belief.retry_at_s.pop(fact.variant_id, None)
+        self.state.used_at_s.setdefault(fact.variant_id, self._now)
+        self._top_up(worker)
+        for job in self.state.jobs_of(fact.variant_id):
+            self._read(job)
+
+    def _replica_stopped(self, event: ev.ReplicaStopped) -> None:
+        worker = self.state.workers.get(event.worker_id)
+        if worker is not None and event.device_id in worker.devices:
+            worker.devices[event.device_id].replicas.pop(event.variant_id, None)
+
+    def _replica_died(self, event: ev.ReplicaDied) -> None:
+        worker = self.state.workers.get(event.worker_id)
+        if worker is None or event.device_id not in worker.devices:
+            return
+        belief = worker.devices[event.device_id]
+        belief.replicas.pop(event.variant_id, None)
+        self.state.replicas_lost += 1
+        held: list[tuple[Job, IndexSet]] = []
+        for lease_id, spans in event.rows.items():
+            lease = self.state.leases.get(lease_id)
+            if lease is None or lease.worker_id != event.worker_id:
+                continue
+            rows = IndexSet()
+            for start, stop in spans:
+                rows.update(lease.open.within(start, stop))
+            job = self.state.jobs[lease.job_id]
+            self.state.shrink(lease, rows.spans())
+            rows.discard(self.state.unhedge(job, rows.spans()))
+            if rows:
+                held.append((job, rows))
+        total = sum(len(rows) for _, rows in held)
+        self.state.rows_lost += total
+        text = f"{worker.worker_id}'s replica of {self._name(event.variant_id)} died ({event.reason}); {total} requests had started"
+        self._note("warning", text, worker.worker_id)
+        if held:
+            belief.deaths.append({job.job_id: rows.copy() for job, rows in held})
+        for job, rows in held:
+            self._blame(worker, belief, job, rows, alone=total == 1, reason=event.reason)
+        if total and retry.is_culprit(belief):
+            rest_s = retry.quarantine(belief, self.state.jobs, self._now)
+            text = f"{worker.worker_id}/{event.device_id} rests for {rest_s:.0f} s: its replicas die whatever they run"
+            self._note("warning", text, worker.worker_id)
+            self._take_back(worker)
+        for job in list(self.state.jobs.values()):
+            self._end_if_over(job)
+        self._place()
+        self._top_up_all()
+
+    def _blame(self, worker: Worker, belief: DeviceBelief, job: Job, rows: IndexSet, *, alone: bool, reason: str) -> None:
+        if not alone:
+            job.suspects.extend(retry.halves(rows))
+            return
+        index = next(rows.indices())
+        job.attempts[index] = job.attempts.get(index, 0) + 1
+        job.last_worker[index] = worker.worker_id
+        belief.charges.append((job.job_id, index))
+        self._out.append(RecordAttempts(job.job_id, ((index, job.attempts[index]),)))
+        if job.attempts[index] < job.attempts_max:
+            job.suspects.append(rows)
+            return
+        job.failing.add(index, index + 1)
+        text = f"the request ended its replica {job.attempts[index]} times, alone each time; the last time: {reason}"
+        self._out.append(WriteFailure(job.job_id, index, "killed_replica", text))
+
+    def _load_failed(self, event: ev.LoadFailed) -> None:
+        worker = self.state.workers.get(event.worker_id)
+        if worker is None or event.device_id not in worker.devices:
+            return
+        belief = worker.devices[event.device_id]
+        belief.replicas.pop(event.variant_id, None)
+        failures = placement.LOAD_TRIES_MAX if event.permanent else belief.load_failures.get(event.variant_id, 0) + 1
+        belief.load_failures[event.variant_id] = failures
+        belief.retry_at_s[event.variant_id] = self._now + retry.load_retry_s(failures)
+        name = self._name(event.variant_id)
+        self._note("warning", f"{worker.worker_id}/{event.device_id} can't load {name}: {event.reason}", worker.worker_id)
+        if placement.failed_everywhere(self.state, event.variant_id):
+            for job in [job for job in self.state.jobs.values() if job.variant_id == event.variant_id]:
+                self._end(job, JobState.FAILED, "load_failed", f"{name} can't be loaded on any worker: {event.reason}")
+        elif self.state.workers[event.worker_id].capacity(event.variant_id, self._now) == 0:
+            self._take_back(worker)
+        self._place()
+        self._top_up_all()
+
+    def _take_back(self, worker: Worker) -> None:
+        """Ask for all unstarted rows of leases that this worker can't serve soon."""
+        for lease_id in worker.leases:
+            lease = self.state.leases[lease_id]
+            if worker.capacity(self.state.jobs[lease.job_id].variant_id, self._now) == 0:
+                self._revoke(lease, None)
+
+    # --- jobs
+
+    def _job_submitted(self, event: ev.JobSubmitted) -> None:
+        assert event.job_id not in self.state.jobs, f"{event.job_id} was submitted twice"
+        known = self.state.variants.get(event.variant.variant_id)
+        if known is None or event.variant.memory_bytes > known.memory_bytes:
+            self.state.variants[event.variant.variant_id] = event.variant
+        job = job_from(event)
+        job.virtual_time = sharing.starting_clock(self.state.jobs.values())
+        self.state.jobs[job.job_id] = job
+        self.state.used_at_s[job.variant_id] = self._now
+        for worker in self.state.live_workers():
+            for belief in worker.devices.values():
+                belief.load_failures.pop(job.variant_id, None)
+                belief.retry_at_s.pop(job.variant_id, None)
+        self._place()
+        self._read(job)
+
+    def _job_cancelled(self, event: ev.JobCancelled) -> None:
+        job = self.state.jobs.get(event.job_id)
+        if job is None:
+            return
+        if not event.drain:
+            self._end(job, JobState.CANCELLED, "cancelled", "the job was cancelled")
+            return
+        if job.state is JobState.RUNNING:
+            job.state = step(JOB, job.state, JobState.DRAINING)
+            for lease_id in job.leases:
+                self._revoke(self.state.leases[lease_id], None)
+        self._end_if_over(job)
+
+    def _job_broken(self, event: ev.JobBroken) -> None:
+        job = self.state.jobs.get(event.job_id)
+        if job is not None:
+            self._end(job, JobState.SUSPENDED if event.suspended else JobState.FAILED, event.kind, event.reason)
+
+    def _end_if_over(self, job: Job) -> None:
+        if job.job_id not in self.state.jobs or job.leases or job.failing:
+            return
+        if not job.open_rows:
+            self._end(job, JobState.COMPLETED, "", "")
+        elif job.state is JobState.DRAINING:
+            self._end(job, JobState.CANCELLED, "cancelled", "the job was stopped before its end")
+
+    def _end(self, job: Job, state: JobState, kind: str, message: str) -> None:
+        job.state = step(JOB, job.state, state)
+        self.state.used_at_s[job.variant_id] = self._now
+        self.state.drop_job(job)
+        self._out.append(EndJob(job.job_id, state, kind, message))
+        self._place()
+
+    # --- time
+
+    def _tick(self) -> None:
+        for worker in list(self.state.workers.values()):
+            if worker.deadline_s <= self._now:
+                reason = f"silent for {self.options.silence_s:.0f} s"
+                self._out.append(DropWorker(worker.worker_id, reason))
+                self._worker_lost(ev.WorkerLost(worker.worker_id, reason))
+        self._place()
+        self._top_up_all()
+        for job in list(self.state.jobs.values()):
+            self._read(job)
+
+    # --- what follows from it
+
+    def _place(self, force: str = "") -> None:
+        for worker in self.state.live_workers():
+            changed = worker.worker_id == force
+            for belief in worker.devices.values():
+                choice = placement.place(self.state, belief, self._now, self.options.keep_alive_s)
+                if choice.wants == belief.wants:
+                    continue
+                if choice.rotated or not belief.wants:
+                    belief.wants_since_s = self._now
+                belief.wants = choice.wants
+                changed = True
+            if changed:
+                worker.wants_version += 1
+                pairs = tuple((d, v) for d, belief in worker.devices.items() for v in belief.wants)
+                self._out.append(SendWants(worker.worker_id, worker.wants_version, pairs))
+
+    def _top_up_all(self, last: str = "") -> None:
+        workers = self.state.live_workers()
+        for worker in sorted(workers, key=lambda w: (w.worker_id == last, sum(w.outstanding.values()))):
+            self._top_up(worker)
+
+    def _top_up(self, worker: Worker) -> None:
+        if worker.state is not WorkerState.LIVE:
+            return
+        for variant_id in {v: None for belief in worker.devices.values() for v in belief.replicas}:
+            capacity = worker.capacity(variant_id, self._now)
+            if capacity:
+                self._feed(worker, variant_id, capacity)
+
+    def _feed(self, worker: Worker, variant_id: VariantId, capacity: int) -> None:
+        state = self.state
+        outstanding = worker.outstanding.get(variant_id, 0)
+        target = sizing.lease_target(capacity, worker.rate.get(variant_id, 0.0), self.options.horizon_s)
+        if not sizing.wants_more(outstanding, target, capacity):
+            return
+        jobs = state.jobs_of(variant_id)
+        hungry = [job for job in jobs if job.pending]
+        if hungry:
+            for job, rows in sharing.divide(hungry, target - outstanding):
+                self._grant(worker, state.open_lease(job, worker, job.pending.take(rows), self._now))
+                self._read(job)
+            return
+        if outstanding or self._isolate(worker, jobs):
+            return
+        found = tail.steal_from(state, worker, variant_id)
+        if found is not None:
+            self._revoke(*found)
+            return
+        hedge = tail.hedge_from(state, worker, variant_id, capacity, self._now, self.options.hedge_after_s)
+        if hedge is not None:
+            lease, spans = hedge
+            job = state.jobs[lease.job_id]
+            job.hedged.update(spans)
+            self._grant(worker, state.open_lease(job, worker, spans, self._now, hedge=True))
+
+    def _isolate(self, worker: Worker, jobs: list[Job]) -> bool:
+        """Give an idle worker a group of suspects to run with nothing beside them."""
+        for job in jobs:
+            for at in range(len(job.suspects) - 1, -1, -1):
+                rows = job.suspects[at]
+                index = rows.spans()[0][0]
+                if len(rows) == 1 and job.last_worker.get(index) == worker.worker_id and self._other_can(worker, job):
+                    continue
+                del job.suspects[at]
+                self._grant(worker, self.state.open_lease(job, worker, rows.spans(), self._now, isolated=True))
+                return True
+        return False
+
+    def _other_can(self, worker: Worker, job: Job) -> bool:
+        others = (w for w in self.state.live_workers() if w is not worker)
+        return any(w.capacity(job.variant_id, self._now) for w in others)
+
+    def _grant(self, worker: Worker, lease: Lease) -> None:
+        grant = GrantRows(worker.worker_id, lease.lease_id, lease.job_id, tuple(lease.open.spans()), lease.isolated)
+        self._out.append(grant)
+
+    def _revoke(self, lease: Lease, rows: int | None) -> None:
+        if lease.state is LeaseState.OPEN:
+            lease.state = step(LEASE, lease.state, LeaseState.REVOKING)
+            self._out.append(RevokeRows(lease.worker_id, lease.lease_id, rows))
+
+    def _read(self, job: Job) -> None:
+        if job.exhausted or job.reading or job.state is not JobState.RUNNING:
+            return
+        appetite = 0
+        for worker in self.state.live_workers():
+            capacity = worker.capacity(job.variant_id, self._now)
+            appetite += sizing.lease_target(capacity, worker.rate.get(job.variant_id, 0.0), self.options.horizon_s)
+        rows = sizing.read_rows(len(job.pending), appetite)
+        if rows:
+            job.reading = True
+            self._out.append(ReadRows(job.job_id, rows))
+
+    def _name(self, variant_id: VariantId) -> str:
+        variant = self.state.variants.get(variant_id)
+        return variant.name if variant else variant_id
+
+    def _note(self, level: str, text: str, subject: str) -> None:
+        self._out.append(Note(level, text, subject))
+
+
+def _devices_text(event: ev.WorkerJoined) -> str:
+    kinds: dict[str, int] = {}
+    for device in event.devices:
+        kinds[device.kind] = kinds.get(device.kind, 0) + 1
+    return ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in kinds.items())
+
+

@@ -1,0 +1,189 @@
+"""The manager's belief, and `check()`, which states every invariant of it.
+
+Changed by `scheduler.handle` only. The methods here keep the indexes (leases by worker and by job, rows outstanding)
+true to each other; they decide nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pilotlight.core.model import Job, JobId, Lease, LeaseId, Variant, VariantId, Worker, WorkerId
+from pilotlight.core.ranges import IndexSet, Span, span_count
+from pilotlight.core.transitions import LEASE, JobState, LeaseState, WorkerState, step
+
+
+@dataclass(slots=True)
+class State:
+    """All that the manager believes."""
+
+    workers: dict[WorkerId, Worker] = field(default_factory=dict)
+    jobs: dict[JobId, Job] = field(default_factory=dict)
+    leases: dict[LeaseId, Lease] = field(default_factory=dict)
+    variants: dict[VariantId, Variant] = field(default_factory=dict)
+    used_at_s: dict[VariantId, float] = field(default_factory=dict)
+    leases_made: int = 0
+    rows_lost: int = 0
+    workers_lost: int = 0
+    replicas_lost: int = 0
+
+    # --- leases
+
+    def open_lease(
+        self, job: Job, worker: Worker, spans: list[Span], now: float, *, isolated: bool = False, hedge: bool = False
+    ) -> Lease:
+        """Make a lease of rows that the caller has taken from where they were."""
+        self.leases_made += 1
+        lease = Lease(f"lease-{self.leases_made}", job.job_id, worker.worker_id, IndexSet(spans), now, now, isolated, hedge)
+        self.leases[lease.lease_id] = lease
+        job.leases[lease.lease_id] = None
+        worker.leases[lease.lease_id] = None
+        self._count(worker, job, len(lease.open))
+        return lease
+
+    def shrink(self, lease: Lease, spans: Iterable[Span]) -> int:
+        """Take rows out of a lease; an empty lease closes. Returns how many were in it."""
+        taken = lease.open.discard(spans)
+        if taken:
+            self._count(self.workers[lease.worker_id], self.jobs[lease.job_id], -taken)
+        if not lease.open:
+            self._close(lease)
+        return taken
+
+    def void(self, lease: Lease) -> int:
+        """End a lease; rows that no other lease holds are pending again. Returns how many those are."""
+        job = self.jobs[lease.job_id]
+        rows = self.give_back(job, lease, lease.open.spans())
+        if lease.lease_id in self.leases:
+            self._close(lease)
+        return rows
+
+    def give_back(self, job: Job, lease: Lease, spans: Iterable[Span]) -> int:
+        """Rows leave a lease unfinished: to pending, unless another lease holds them too. Returns how many are pending."""
+        freed = IndexSet()
+        for start, stop in spans:
+            freed.update(lease.open.within(start, stop))
+        self.shrink(lease, freed.spans())
+        freed.discard(self.unhedge(job, freed.spans()))
+        job.pending.update(freed.spans())
+        return len(freed)
+
+    def unhedge(self, job: Job, spans: Iterable[Span]) -> list[Span]:
+        """Rows that had two leases and lost one: the spans that the other still holds."""
+        if not job.hedged:
+            return []
+        twice = IndexSet()
+        for start, stop in spans:
+            twice.update(job.hedged.within(start, stop))
+        job.hedged.discard(twice.spans())
+        return twice.spans()
+
+    def _close(self, lease: Lease) -> None:
+        if lease.open:
+            self._count(self.workers[lease.worker_id], self.jobs[lease.job_id], -len(lease.open))
+        lease.state = step(LEASE, lease.state, LeaseState.CLOSED)
+        del self.leases[lease.lease_id]
+        self.jobs[lease.job_id].leases.pop(lease.lease_id)
+        self.workers[lease.worker_id].leases.pop(lease.lease_id)
+
+    @staticmethod
+    def _count(worker: Worker, job: Job, rows: int) -> None:
+        worker.outstanding[job.variant_id] = worker.outstanding.get(job.variant_id, 0) + rows
+
+    # --- rows
+
+    def finish_rows(self, job: Job, spans: tuple[Span, ...], lease: Lease | None) -> None:
+        """Rows are in the output: they leave whatever holds them."""
+        count = span_count(spans)
+        added = job.done.update(spans)
+        assert added == count, f"{job.job_id}: rows were written twice: {spans}"
+        if lease is not None and lease.job_id == job.job_id:
+            if self.shrink(lease, spans) == count and not job.hedged:
+                return
+        job.pending.discard(spans)
+        job.failing.discard(spans)
+        job.hedged.discard(spans)
+        for group in job.suspects:
+            group.discard(spans)
+        job.suspects = [group for group in job.suspects if group]
+        for lease_id in list(job.leases):
+            self.shrink(self.leases[lease_id], spans)
+
+    def drop_job(self, job: Job) -> None:
+        """Forget a job and its leases."""
+        for lease_id in list(job.leases):
+            self._close(self.leases[lease_id])
+        del self.jobs[job.job_id]
+
+    # --- views
+
+    def live_workers(self) -> list[Worker]:
+        """Workers that may get work, in the order they joined."""
+        return [worker for worker in self.workers.values() if worker.state is WorkerState.LIVE]
+
+    def jobs_of(self, variant_id: VariantId) -> list[Job]:
+        """Running jobs on a variant."""
+        return [job for job in self.jobs.values() if job.variant_id == variant_id and job.state is JobState.RUNNING]
+
+    def active_variants(self) -> list[VariantId]:
+        """Variants that a job needs, in the order of those jobs' fair share."""
+        jobs = sorted((job for job in self.jobs.values()), key=lambda job: job.virtual_time)
+        return list(dict.fromkeys(job.variant_id for job in jobs))
+
+    # --- what must hold
+
+    def check(self) -> None:
+        """Assert every invariant. For tests and simulations: costs time in proportion to the whole state."""
+        for lease in self.leases.values():
+            assert lease.open, f"{lease.lease_id} is empty and not closed"
+            assert lease.worker_id in self.workers, f"{lease.lease_id} outlives its worker"
+            assert lease.job_id in self.jobs, f"{lease.lease_id} outlives its job"
+            assert lease.lease_id in self.workers[lease.worker_id].leases
+            assert lease.lease_id in self.jobs[lease.job_id].leases
+            assert lease.state is not LeaseState.CLOSED
+        for worker in self.workers.values():
+            self._check_worker(worker)
+        for job in self.jobs.values():
+            self._check_job(job)
+
+    def _check_worker(self, worker: Worker) -> None:
+        assert worker.state is not WorkerState.LOST, f"{worker.worker_id} is lost and still believed in"
+        counts: dict[VariantId, int] = {}
+        for lease_id in worker.leases:
+            lease = self.leases[lease_id]
+            variant_id = self.jobs[lease.job_id].variant_id
+            counts[variant_id] = counts.get(variant_id, 0) + len(lease.open)
+        believed = {variant_id: rows for variant_id, rows in worker.outstanding.items() if rows}
+        assert believed == counts, f"{worker.worker_id}: outstanding {believed} is not {counts}"
+        for belief in worker.devices.values():
+            promised = sum(self.variants[variant_id].memory_bytes for variant_id in belief.wants)
+            alone = len(belief.wants) <= 1
+            assert alone or promised <= belief.device.memory_bytes, (
+                f"{worker.worker_id}/{belief.device.device_id} was promised {promised} bytes of "
+                f"{belief.device.memory_bytes}"
+            )
+
+    def _check_job(self, job: Job) -> None:
+        assert job.state in {JobState.RUNNING, JobState.DRAINING}, f"{job.job_id} ended and is still here"
+        homes: list[tuple[str, IndexSet]] = [("pending", job.pending), ("failing", job.failing)]
+        homes += [("suspect", group) for group in job.suspects]
+        leased, twice = IndexSet(), IndexSet()
+        for lease_id in job.leases:
+            for start, stop in self.leases[lease_id].open:
+                twice.update(leased.within(start, stop))
+                leased.add(start, stop)
+        assert twice == job.hedged, f"{job.job_id}: {twice} is leased twice, {job.hedged} is believed to be"
+        homes.append(("leased", leased))
+        seen = IndexSet()
+        for name, rows in homes:
+            for start, stop in rows:
+                assert stop <= job.read_upto, f"{job.job_id}: {name} rows {start}..{stop} were never read"
+                assert not job.done.within(start, stop), f"{job.job_id}: {name} rows in {start}..{stop} are done"
+                assert seen.add(start, stop) == stop - start, f"{job.job_id}: {name} rows {start}..{stop} have two homes"
+        done = span_count(job.done.within(0, job.read_upto))
+        assert len(seen) + done == job.read_upto, (
+            f"{job.job_id}: of {job.read_upto} rows read {done} are done and {len(seen)} are somewhere"
+        )
+        for index, attempts in job.attempts.items():
+            assert 0 <= attempts <= job.attempts_max, f"{job.job_id}: row {index} has {attempts} attempts"
