@@ -1,0 +1,105 @@
+"""The client's end of the link: an event loop in a background thread, behind methods that any thread may call.
+
+Messages are handed on in the loop's thread, in order; handlers must be short and never block. What the messages
+mean: `jobs.py` and `pool.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from pilotlight.core.errors import LinkClosed, PilotlightError
+from pilotlight.engines import direct
+from pilotlight.messages import ClientMessage, ClientReply, Greeting, Hello
+from pilotlight.wire import VERSION
+
+GREETING_S_MAX = 30.0
+
+
+class Link:
+    """A connection to a manager. `open` once, `close` once (idempotent); `send` from any thread in between."""
+
+    def __init__(self, on_message: Callable[[ClientReply], None], on_closed: Callable[[str], None]) -> None:
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="pilotlight-client", daemon=True)
+        self._connection: direct.Connection | None = None
+        self._greeting: Future[Greeting] = Future()
+        self._stopped = False
+
+    def open(self, path: str, hello: Hello) -> Greeting:
+        """Connect and introduce ourselves. Raises `LinkClosed`, or `PilotlightError` on another version."""
+        self._thread.start()
+        dialled = asyncio.run_coroutine_threadsafe(direct.dial(path, ClientReply, self._prepare), self._loop)
+        self._connection = dialled.result(GREETING_S_MAX)
+        self.send(hello)
+        greeting = self._greeting.result(GREETING_S_MAX)
+        if greeting.version != VERSION:
+            message = f"the manager speaks version {greeting.version}, this client {VERSION}: use one release for both"
+            raise PilotlightError(message)
+        return greeting
+
+    @property
+    def in_loop_thread(self) -> bool:
+        """Whether the caller runs in the link's own thread."""
+        return threading.current_thread() is self._thread
+
+    def send(self, message: ClientMessage) -> None:
+        """Queue a message. A closed link swallows it; `on_closed` has told or will tell."""
+        self.post(lambda: self._connection.send(message) if self._connection else None)
+
+    def post(self, action: Callable[[], Any], delay_s: float = 0.0) -> None:
+        """Run something in the loop's thread, now or after a while."""
+        try:
+            if delay_s:
+                self._loop.call_soon_threadsafe(self._loop.call_later, delay_s, action)
+            else:
+                self._loop.call_soon_threadsafe(action)
+        except RuntimeError:
+            # The loop is closed, and the link with it.
+            if not self._stopped:
+                raise
+
+    def close(self) -> None:
+        """Send what is queued, close, end the thread."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if not self._thread.is_alive():
+            self._loop.close()
+            return
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(GREETING_S_MAX)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(GREETING_S_MAX)
+
+    async def _close(self) -> None:
+        if self._connection is not None and not self._connection.closed:
+            self._connection.close()
+            await asyncio.wait_for(self._connection.gone.wait(), 5.0)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    def _prepare(self, connection: direct.Connection) -> None:
+        connection.on_message = self._receive
+        connection.on_closed = self._lost
+
+    def _receive(self, message: ClientReply) -> None:
+        if isinstance(message, Greeting):
+            self._greeting.set_result(message)
+        else:
+            self._on_message(message)
+
+    def _lost(self, reason: str) -> None:
+        if not self._greeting.done():
+            self._greeting.set_exception(LinkClosed(f"the manager closed the connection: {reason}"))
+        self._on_closed(reason)

@@ -1,0 +1,306 @@
+"""Starting and ending a pool's manager: its private folder, its process, its logs.
+
+The manager is always a process of its own, in a session of its own, so that Ctrl-C in a terminal reaches only the
+client. The folder holds the socket and what the manager is told; who uses a folder holds a lock in it, so that
+folders of killed pools can be told from living ones and are swept. What is said over the socket: `connection.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from pilotlight.core import errors
+from pilotlight.core.errors import ConfigError, PilotlightError
+
+START_S_MAX = 60.0
+"""A manager imports little; one that is not ready by then hangs."""
+END_S_MAX = 10.0
+STALE_S_MIN = 10.0
+"""A younger folder may belong to a client that has not taken its lock yet."""
+LOG_RUNS_MAX = 10
+_SOCKET_PATH_BYTES_MAX = 107
+_SOCKET_NAME_BYTES_MAX = 24
+
+
+def socket_path(folder: Path) -> str:
+    """Where the manager of this pool folder listens for clients."""
+    return str(folder / "client.sock")
+
+
+@dataclass
+class ManagerProcess:
+    """A manager that said it is ready. `end` is to be called once, whatever happened."""
+
+    folder: Path
+    log_dir: Path
+    process: subprocess.Popen[bytes]
+    _lock: IO[bytes] = field(repr=False)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the manager's process runs."""
+        return self.process.poll() is None
+
+    def end(self, *, keep_logs: bool, grace_s: float = END_S_MAX) -> None:
+        """Wait for the manager to leave (it was told to), force it after `grace_s`, and remove what it used."""
+        try:
+            self.process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            # Its workers watch it and end by themselves; the group is what has not left its session.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self._lock.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if not keep_logs:
+            shutil.rmtree(self.log_dir, ignore_errors=True)
+
+
+def launch(*, workers: int, orphan_timeout_s: float = 2.0, command: list[str] | None = None) -> ManagerProcess:
+    """Start the manager of a one-client pool and wait until it listens.
+
+    `command` replaces `python -m pilotlight.manager`, for tests; it gets the same arguments.
+    Raises the error that the manager names, or `PilotlightError` with the end of its log.
+    """
+    if not sys.executable:
+        message = "this Python does not know its own executable, so no manager can be started"
+        raise ConfigError(message)
+    base = _base_folder()
+    sweep(base)
+    log_dir = _log_folder()
+    folder = base / f"pilotlight-{os.getuid()}-{secrets.token_hex(4)}"
+    folder.mkdir(mode=0o700)
+    lock = _lock_folder(folder)
+    try:
+        process = _start(folder, log_dir, workers, orphan_timeout_s, command)
+    except BaseException:
+        lock.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return ManagerProcess(folder, log_dir, process, lock)
+
+
+def _start(
+    folder: Path, log_dir: Path, workers: int, orphan_timeout_s: float, command: list[str] | None
+) -> subprocess.Popen[bytes]:
+    spec = {
+        "workers": workers,
+        "lasting": False,
+        "orphan_timeout_s": orphan_timeout_s,
+        "log_dir": str(log_dir),
+        "python": sys.executable,
+    }
+    (folder / "pool.json").write_bytes(msgspec.json.encode(spec))
+    ready, ready_child = os.pipe()
+    log_path = log_dir / "manager.log"
+    # -P: a file in the current folder must not shadow a module.
+    argv = [*(command or [sys.executable, "-P", "-m", "pilotlight.manager"]), str(folder), "--ready-fd"]
+    try:
+        with log_path.open("ab") as log:
+            process = subprocess.Popen(
+                [*argv, str(ready_child)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[ready_child],
+                start_new_session=True,
+            )
+    finally:
+        os.close(ready_child)
+    try:
+        _await_ready(ready, process, log_path)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    finally:
+        os.close(ready)
+    return process
+
+
+def _await_ready(ready: int, process: subprocess.Popen[bytes], log_path: Path) -> None:
+    said = b""
+    deadline = time.monotonic() + START_S_MAX
+    while b"\n" not in said:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([ready], [], [], left)[0]:
+            message = f"the manager was not ready after {START_S_MAX:.0f} s{_tail(log_path)}"
+            raise PilotlightError(message)
+        part = os.read(ready, 65536)
+        if not part:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            message = f"the manager ended before it was ready (exit status {process.returncode}){_tail(log_path)}"
+            raise PilotlightError(message)
+        said += part
+    line = said.split(b"\n", 1)[0]
+    if line != b"ready":
+        told = json.loads(line)
+        raise named_error(told["kind"], told["message"], told.get("exit_code", 1))
+
+
+def named_error(kind: str, message: str, exit_code: int = 1) -> PilotlightError:
+    """The error of our tree that goes by `kind`, as another process reported it."""
+    for leaf in vars(errors).values():
+        if isinstance(leaf, type) and issubclass(leaf, PilotlightError) and leaf.kind == kind:
+            return leaf(message)
+    error = ConfigError(message) if exit_code == ConfigError.exit_code else PilotlightError(message)
+    error.kind = kind
+    return error
+
+
+def _tail(log_path: Path) -> str:
+    lines = log_path.read_text(errors="replace").strip().splitlines()[-15:]
+    return "; the end of its log:\n  " + "\n  ".join(lines) if lines else f"; its log is {log_path}"
+
+
+# --- folders -------------------------------------------------------------------------------------------------
+
+
+def _base_folder() -> Path:
+    """Where pool folders go: a Unix socket's path must be short, and the folder private."""
+    choices = [tempfile.gettempdir(), "/tmp"]  # noqa: S108 - the pool's folder in it is made 0700 and is random
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime_dir and _is_ours(Path(runtime_dir)):
+        choices.insert(0, runtime_dir)
+    name_bytes = len(f"/pilotlight-{os.getuid()}-00000000/") + _SOCKET_NAME_BYTES_MAX
+    for choice in choices:
+        fits = len(os.fsencode(choice)) + name_bytes <= _SOCKET_PATH_BYTES_MAX
+        if fits and os.access(choice, os.W_OK | os.X_OK):
+            return Path(choice)
+    tried = ", ".join(dict.fromkeys(choices))
+    message = f"no folder for the pool's sockets: {tried} must be writable and the path short (set TMPDIR)"
+    raise ConfigError(message)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+
+
+def _lock_folder(folder: Path) -> IO[bytes]:
+    """Say that a living client uses this folder; the lock ends with the process."""
+    lock = (folder / "owner").open("wb")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def sweep(base: Path) -> list[Path]:
+    """Remove this user's pool folders that neither a client nor a manager uses; returns them."""
+    removed: list[Path] = []
+    for folder in base.glob(f"pilotlight-{os.getuid()}-*"):
+        try:
+            young = time.time() - folder.stat().st_mtime < STALE_S_MIN
+        except OSError:
+            continue
+        if not young and _is_ours(folder) and not any(_is_locked(folder / name) for name in ("owner", "lock")):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _log_folder() -> Path:
+    """A fresh folder for the logs of this pool's processes, named by time and process; old ones are removed."""
+    given = os.environ.get("PILOTLIGHT_LOG_DIR")
+    if given:
+        base = Path(given).expanduser().absolute()
+    else:
+        import platformdirs
+
+        base = platformdirs.user_log_path("pilotlight")
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        _prune_logs(base)
+        return Path(tempfile.mkdtemp(prefix=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-", dir=base))
+    except OSError as error:
+        message = f"no logs can be written in {base} ({error.strerror}); set PILOTLIGHT_LOG_DIR to a folder that can"
+        raise ConfigError(message) from error
+
+
+def _prune_logs(base: Path) -> None:
+    runs = sorted(path for path in base.iterdir() if path.is_dir() and path.name.count("-") >= 3)
+    for run in runs[: max(0, len(runs) - LOG_RUNS_MAX + 1)]:
+        if not _is_running(run.name.split("-")[2]):
+            shutil.rmtree(run, ignore_errors=True)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+# --- defaults ------------------------------------------------------------------------------------------------
+
+
+def default_workers() -> int:
+    """One per visible GPU, else half of the CPUs that we may use, 1 to 4."""
+    return gpu_count() or min(4, max(1, cpu_count() // 2))
+
+
+def cpu_count() -> int:
+    """CPUs in this process's affinity mask."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpu_count() -> int:
+    """GPUs (or slices) that CUDA_VISIBLE_DEVICES leaves visible; 0 without a driver. Touches no device."""
+    try:
+        from pilotlight.worker import devices
+    except ImportError:
+        return _gpu_count_nvml()
+    return sum(device.type == "cuda" for device in devices.find())
+
+
+def _gpu_count_nvml() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        listed = [entry for entry in visible.split(",") if entry.strip()]
+        return len(listed) if listed and listed[0].strip() not in {"-1", "NoDevFiles"} else 0
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # noqa: BLE001 - no driver and no library raise kinds of their own
+        return 0
+    count = int(pynvml.nvmlDeviceGetCount())
+    pynvml.nvmlShutdown()
+    return count

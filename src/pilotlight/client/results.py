@@ -1,0 +1,124 @@
+"""What a row's answer looks like in Python, and how it is read from a result line.
+
+A row never raises: what went wrong with it is its `.error`, and its other fields are then empty.
+Lines are `{"index", "result"}`, `{"index", "pickle"}` or `{"index", "error"}`.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has no result. `kind` is snake_case (`bad_row`, `prompt_too_long`, `function_error`)."""
+
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One row's answer. `index` is its place in the input; `prompt` what was handed in, where that was one value."""
+
+    index: int
+    value: Any = None
+    error: RowError | None = None
+    prompt: Any = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a result."""
+        return self.error is None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A generated text, under vLLM's names."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation(Result):
+    """Answer to `generate` and `chat`. finish_reason: `stop`, `length`, or `error`. usage: token counts."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    usage: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def outputs(self) -> list[Completion]:
+        """vLLM's form of the same: always one completion, an empty one for an error."""
+        return [Completion(0, self.text, self.finish_reason)]
+
+
+@dataclass(frozen=True, slots=True)
+class Classification(Result):
+    """Answer to `classify`: the likeliest label, and each label's probability among the labels given."""
+
+    label: str | None = None
+    probabilities: dict[str, float] = field(default_factory=dict[str, float])
+    usage: dict[str, int] = field(default_factory=dict[str, int])
+
+
+Reader = Callable[[int, bytes, Any], Result]
+"""Makes the answer from index, result line and prompt."""
+
+
+def _error(line: dict[str, Any]) -> RowError | None:
+    told = line.get("error")
+    return None if told is None else RowError(told["kind"], told["message"])
+
+
+def read_plain(index: int, line: bytes, prompt: Any) -> Result:
+    """An answer whose value is the JSON result as it is."""
+    decoded = msgspec.json.decode(line)
+    return Result(index, decoded.get("result"), _error(decoded), prompt)
+
+
+def read_generation(index: int, line: bytes, prompt: Any) -> Generation:
+    """An answer to `generate`."""
+    decoded = msgspec.json.decode(line)
+    error, value = _error(decoded), decoded.get("result")
+    if error is not None or not isinstance(value, dict):
+        reason = "error" if error else None
+        return Generation(index, value, error, prompt, finish_reason=reason)
+    return Generation(
+        index, value, None, prompt, value.get("text", ""), value.get("finish_reason"), value.get("usage", {})
+    )
+
+
+def read_classification(index: int, line: bytes, prompt: Any) -> Classification:
+    """An answer to `classify`."""
+    decoded = msgspec.json.decode(line)
+    error, value = _error(decoded), decoded.get("result")
+    if error is not None or not isinstance(value, dict):
+        return Classification(index, value, error, prompt)
+    return Classification(
+        index, value, None, prompt, value.get("label"), value.get("probabilities", {}), value.get("usage", {})
+    )
+
+
+def read_pickle(index: int, line: bytes, prompt: Any) -> Result:
+    """An answer of a user's function. A value that can't be unpickled here is that row's error."""
+    decoded = msgspec.json.decode(line)
+    error = _error(decoded)
+    if error is not None:
+        return Result(index, None, error, prompt)
+    try:
+        value = cloudpickle.loads(base64.b64decode(decoded["pickle"]))
+    except Exception as failure:  # noqa: BLE001 - unpickling runs code of any library
+        return Result(index, None, RowError("bad_result", f"the result can't be unpickled here: {failure}"), prompt)
+    return Result(index, value, None, prompt)

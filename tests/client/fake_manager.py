@@ -1,0 +1,178 @@
+"""A manager at the protocol's edge: a real process on a real socket that answers rows itself.
+
+Run as `python fake_manager.py POOL_DIR --ready-fd N`. Each row is echoed as its result (generate and classify in
+their result's form; a `map` calls its function here). Rows are answered backwards within a chunk. A model named
+`refuse` is refused, `fail` fails after its first rows, `hang` never answers, `die` kills this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import fcntl
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import msgspec
+
+from pilotlight.engines import direct
+from pilotlight.messages import (
+    Accepted,
+    Cancel,
+    ClientMessage,
+    Greeting,
+    Hello,
+    InputEnd,
+    JobEnded,
+    JobView,
+    Notice,
+    Refused,
+    RowsIn,
+    RowsOut,
+    Shutdown,
+    Snapshot,
+    Submit,
+    Totals,
+)
+from pilotlight.wire import VERSION, JobRequest, PathInput, PathOutput, ResultChunk
+
+
+class FakeJob:
+    def __init__(self, name: str, request: JobRequest) -> None:
+        self.name, self.request, self.done = name, request, 0
+        self.function: Any = None
+        self.state: tuple[Any, ...] = ()
+        if request.operation.function is not None:
+            self.function = cloudpickle.loads(request.operation.function)
+        if request.context.load is not None:
+            build, args, kwargs = cloudpickle.loads(request.context.load)
+            self.state = (build(*args, **kwargs),)
+
+    def view(self, state: str) -> JobView:
+        return JobView(
+            job=self.name,
+            name="",
+            state=state,
+            rows_read=self.done,
+            rows_done=self.done,
+            rows_error=0,
+            rows_leased=0,
+            fraction=0.5,
+        )
+
+    def answer(self, index: int, line: bytes) -> bytes:
+        if self.request.operation.row_format == "pickle":
+            try:
+                row = cloudpickle.loads(base64.b64decode(line, validate=True))
+                value = self.function(*self.state, row)
+            except Exception as error:  # noqa: BLE001
+                return msgspec.json.encode({"index": index, "error": {"kind": "function_error", "message": str(error)}})
+            return msgspec.json.encode({"index": index, "pickle": base64.b64encode(cloudpickle.dumps(value)).decode()})
+        try:
+            row = msgspec.json.decode(line)
+        except msgspec.DecodeError as error:
+            return msgspec.json.encode({"index": index, "error": {"kind": "bad_row", "message": str(error)}})
+        kind = self.request.operation.kind
+        result: Any = row
+        if kind == "generate":
+            text = row.get("prompt") or row.get("prompt_token_ids") or row["messages"][-1]["content"]
+            usage = {"prompt_tokens": 1, "completion_tokens": 1}
+            result = {"text": f"{text}!", "finish_reason": "stop", "usage": usage}
+        elif kind == "classify":
+            labels = self.request.operation.labels
+            result = {"label": labels[0], "probabilities": {label: 1 / len(labels) for label in labels}}
+        return msgspec.json.encode({"index": index, "result": result})
+
+
+class FakeManager:
+    def __init__(self) -> None:
+        self.jobs: dict[str, FakeJob] = {}
+        self.over = asyncio.Event()
+
+    def accept(self, connection: direct.Connection) -> None:
+        connection.on_message = lambda message: self.receive(connection, message)
+        connection.on_closed = lambda _: self.over.set()
+
+    def receive(self, connection: direct.Connection, message: Any) -> None:
+        match message:
+            case Hello():
+                connection.send(Greeting(version=VERSION, epoch=1, pid=os.getpid(), log_dir=""))
+            case Submit():
+                self.submit(connection, message)
+            case RowsIn():
+                self.rows(connection, self.jobs[message.job], message)
+            case InputEnd():
+                self.end(connection, message.job, "completed")
+            case Cancel():
+                self.end(connection, message.job, "cancelled")
+            case Shutdown():
+                connection.close()
+                self.over.set()
+
+    def submit(self, connection: direct.Connection, message: Submit) -> None:
+        request = message.request
+        if request.context.name == "refuse":
+            connection.send(Refused(ticket=message.ticket, kind="model_not_found", message="there is no such model"))
+            return
+        name = f"job-{message.ticket}"
+        self.jobs[name] = FakeJob(name, request)
+        connection.send(Accepted(ticket=message.ticket, job=name, request=request))
+        if isinstance(request.input, PathInput) and request.context.name != "hang":
+            self.run_paths(connection, name, request)
+
+    def run_paths(self, connection: direct.Connection, name: str, request: JobRequest) -> None:
+        assert isinstance(request.input, PathInput)
+        assert isinstance(request.output, PathOutput)
+        lines = [line for path in request.input.paths for line in Path(path).read_bytes().splitlines()]
+        answers = [self.jobs[name].answer(index, line) for index, line in enumerate(lines)]
+        Path(request.output.path).write_bytes(b"".join(answer + b"\n" for answer in answers))
+        self.jobs[name].done = len(answers)
+        self.end(connection, name, "completed")
+
+    def rows(self, connection: direct.Connection, job: FakeJob, message: RowsIn) -> None:
+        chunk, name = message.chunk, job.request.context.name
+        if name == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == "hang":
+            return
+        lines = list(enumerate(chunk.blob.split(b"\n"), chunk.start))[::-1]
+        job.done += len(lines)
+        spans = [(index, index + 1) for index, _ in lines]
+        blob = b"\n".join(job.answer(index, line) for index, line in lines)
+        connection.send(RowsOut(job=job.name, chunk=ResultChunk(spans, blob)))
+        connection.send(Snapshot(jobs=[job.view("running")], workers=[], totals=Totals()))
+        if name == "fail":
+            self.end(connection, job.name, "failed")
+
+    def end(self, connection: direct.Connection, name: str, outcome: Any) -> None:
+        job = self.jobs.pop(name, None)
+        if job is not None:
+            if outcome == "failed":
+                connection.send(Notice(level="error", text="the context can't be loaded"))
+            view = job.view(outcome)
+            connection.send(JobEnded(job=name, outcome=outcome, view=view, totals=Totals(), message="told so"))
+
+
+async def main() -> None:
+    folder, ready = Path(sys.argv[1]), int(sys.argv[3])
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.environ.get("FAKE_MANAGER_REFUSES"):
+            os.write(ready, b'{"kind": "config", "message": "no worker can be had", "exit_code": 2}\n')
+            return
+        if os.environ.get("FAKE_MANAGER_CRASHES"):
+            message = "a crash before the socket"
+            raise RuntimeError(message)
+        manager = FakeManager()
+        server = await direct.listen(str(folder / "client.sock"), ClientMessage, manager.accept)
+        os.write(ready, b"ready\n")
+        await manager.over.wait()
+        server.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
