@@ -366,9 +366,14 @@ class Spawn(_Message, frozen=True, kw_only=True):
     """To the runtime server, with the replica's socket as an attached descriptor: fork a replica."""
 
     replica: str
+    log_path: str
+
+
+class Load(_Message, frozen=True, kw_only=True):
+    """First message to a replica: build this context on this device. Answered by `Live` or `Failed`."""
+
     context: Context
     device: DeviceSpec
-    log_path: str
 
 
 class Feed(_Message, frozen=True, kw_only=True):
@@ -384,14 +389,14 @@ class Quit(_Message, frozen=True, kw_only=True):
     """To a replica: end now, in order; rows it holds are not answered."""
 
 
-ReplicaMessage = Spawn | Feed | Quit
+ReplicaMessage = Load | Feed | Quit
 
 
 # --- runtime server and replica -> agent ---------------------------------------------------------------------
 
 
 class Forked(_Message, frozen=True, kw_only=True):
-    """From the server: this replica's process id."""
+    """From the server: this replica's process id. An empty replica: the server itself is ready."""
 
     replica: str
     pid: int
@@ -428,7 +433,8 @@ class Finished(_Message, frozen=True, kw_only=True):
     wanted: int
 
 
-ReplicaReply = Forked | Exited | Live | Failed | Finished
+ServerReply = Forked | Exited
+ReplicaReply = Live | Failed | Finished
 
 
 def codec(union: Any) -> tuple[msgspec.msgpack.Encoder, msgspec.msgpack.Decoder[Any]]:

@@ -6,11 +6,80 @@ Each port has a conformance kit in `pilotlight.testing` that any implementation 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pilotlight.messages import ManagerMessage, WorkerMessage
 from pilotlight.wire import Chunk, Context, DeviceSpec, Operation, ResultChunk
+
+
+# --- links ---------------------------------------------------------------------------------------------------
+
+
+class ManagerLink(Protocol):
+    """The manager's end of all its workers' connections.
+
+    Messages of one worker arrive in the order sent, or not at all once its connection broke. A worker is known from its
+    `Join` on; a second `Join` of the same name replaces the first connection without a word of its loss. Callbacks
+    run in the event loop that `start` ran in.
+    """
+
+    async def start(
+        self, on_message: Callable[[str, WorkerMessage], None], on_lost: Callable[[str, str], None]
+    ) -> None:
+        """Let workers in. `on_message(worker, message)` begins with the `Join`; `on_lost(worker, reason)` comes once."""
+        ...
+
+    def send(self, worker_id: str, message: ManagerMessage) -> None:
+        """Send, without waiting. To a worker that is gone: nothing happens, `on_lost` tells."""
+        ...
+
+    def drop(self, worker_id: str, reason: str) -> None:
+        """Close a worker's connection without an `on_lost`."""
+        ...
+
+    async def stop(self) -> None:
+        """Close everything, after what was sent has left."""
+        ...
+
+
+class WorkerLink(Protocol):
+    """A worker's end of its connection; it dials out."""
+
+    async def connect(
+        self, on_message: Callable[[ManagerMessage], None], on_lost: Callable[[str], None]
+    ) -> None:
+        """One try. Raises `LinkClosed` where no manager answers. May be called again after `on_lost`."""
+        ...
+
+    def send(self, message: WorkerMessage) -> None:
+        """Send, without waiting. Where the connection is gone nothing happens; `on_lost` tells."""
+        ...
+
+    def close(self) -> None:
+        """Close after what was sent has left."""
+        ...
+
+
+class PilotProvider(Protocol):
+    """Starts and ends the batch jobs that run workers. All calls are quick; `poll` tells what became of them."""
+
+    def submit(self, name: str) -> str:
+        """Ask for one more worker of this name; returns the pilot's id. Raises `PilotlightError` with a sentence."""
+        ...
+
+    def poll(self) -> dict[str, str]:
+        """Pilots that ended since the last call: id -> how, in words."""
+        ...
+
+    def cancel(self, pilot_id: str) -> None:
+        """End a pilot, first asking, then by force. Unknown ids are passed over."""
+        ...
+
+    def close(self) -> None:
+        """End all pilots and wait until they are gone."""
+        ...
 
 
 # --- runtimes ------------------------------------------------------------------------------------------------

@@ -218,6 +218,23 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
     threads: int = 1
 
 
+class PoolSpec(Struct, frozen=True, kw_only=True):
+    """What a pool is, as its folder's `pool.json` says it; written by whoever starts the pool.
+
+    workers: local workers to keep running. owned: the pool ends with its owner's connection. orphan_timeout_s: how
+    long workers outlive their manager. log_dir: where all processes write their logs. silence_s: how long a worker
+    may say nothing. grace_s: how long a worker that gets a signal may take to leave.
+    """
+
+    workers: int
+    log_dir: str
+    owned: bool = True
+    orphan_timeout_s: float = 2.0
+    silence_s: float = 10.0
+    grace_s: float = 20.0
+    keep_alive_s: float = 600.0
+
+
 def digest(value: object) -> str:
     """Twelve hex digits of SHA-256 over the value's canonical JSON."""
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()[:12]

@@ -144,7 +144,10 @@ class Scheduler:
         if lease.state is LeaseState.REVOKING:
             lease.state = step(LEASE, lease.state, LeaseState.OPEN)
         lease.all_started = not event.spans
-        self.state.give_back(job, lease, event.spans)
+        if lease.isolated and event.spans:
+            self._suspect_again(lease)
+        else:
+            self.state.give_back(job, lease, event.spans)
         self._end_if_over(job)
         self._top_up_all(last=event.worker_id)
 
@@ -279,7 +282,8 @@ class Scheduler:
                 held.append((job, rows))
         total = sum(len(rows) for _, rows in held)
         self.state.rows_lost += total
-        text = f"{worker.worker_id}'s replica of {self._name(event.variant_id)} died ({event.reason}); {total} requests had started"
+        name = self._name(event.variant_id)
+        text = f"{worker.worker_id}'s replica of {name} died ({event.reason}); {total} requests had started"
         self._note("warning", text, worker.worker_id)
         if held:
             belief.deaths.append({job.job_id: rows.copy() for job, rows in held})
