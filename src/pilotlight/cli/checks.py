@@ -1,0 +1,108 @@
+"""What is checked before anything is started: one clear sentence each, as a `ConfigError`."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pilotlight.core.errors import ConfigError, InputError, RequestError
+
+ROWS_LOOKED_AT = 20
+
+
+def check_output(output: Path, inputs: Sequence[Path]) -> None:
+    """The output's folder is there and can be written, and the output is none of the inputs."""
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        message = f"the output's folder {folder} does not exist; make it first (mkdir -p {folder})"
+        raise ConfigError(message)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        message = f"the output's folder {folder} can't be written"
+        raise ConfigError(message)
+    if output.is_dir():
+        message = f"the output {output} is a folder; name a file"
+        raise ConfigError(message)
+    for path in inputs:
+        if output.absolute() == path.absolute() or (output.exists() and path.exists() and output.samefile(path)):
+            message = f"the output {output} is also an input; name another file"
+            raise ConfigError(message)
+
+
+def first_rows(inputs: Sequence[Path]) -> list[dict[str, Any] | RequestError]:
+    """The first rows, or what is wrong with each. Raises `InputError` for what can't be read."""
+    from pilotlight.io.jsonl import first_rows as read_first
+
+    for path in inputs:
+        if not path.exists():
+            message = f"the input {path} does not exist"
+            raise InputError(message)
+        if path.is_dir():
+            message = f"the input {path} is a folder; name its files"
+            raise InputError(message)
+    return read_first([str(path) for path in inputs], ROWS_LOOKED_AT)
+
+
+def check_model(model: str | None, *, runtime: str) -> None:
+    """A model is named, and if it looks like a folder, it is one."""
+    if runtime == "echo":
+        return
+    if not model:
+        message = "--model is needed: a model folder, or a Hugging Face id"
+        raise ConfigError(message)
+    path = Path(model).expanduser()
+    looks_like_path = model.startswith(("/", ".", "~")) or model.count("/") > 1
+    if looks_like_path and not path.is_dir():
+        message = f"the model folder {model} does not exist"
+        raise ConfigError(message)
+    if path.is_dir() and not (path / "config.json").is_file():
+        message = f"{model} is no model folder: it has no config.json"
+        raise ConfigError(message)
+
+
+def template_fields(template: str) -> list[str]:
+    """The row's fields that a `str.format` template uses. Raises `ConfigError` for a broken template."""
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        message = f"--prompt-template {template!r} can't be read: {error} (braces that are meant as such are doubled)"
+        raise ConfigError(message) from error
+    fields = list(dict.fromkeys(name.split(".")[0].split("[")[0] for name in names))
+    if not fields or "" in fields or any(field.isdigit() for field in fields):
+        message = f"--prompt-template {template!r} must name fields of the rows, as in 'Claim: {{claim}}'"
+        raise ConfigError(message)
+    return fields
+
+
+def check_rows(rows: Sequence[dict[str, Any] | RequestError], template: str | None) -> None:
+    """The first rows have what the prompt is made of; rows that are broken in themselves are left to become errors."""
+    wanted = template_fields(template) if template is not None else []
+    good = [row for row in rows if isinstance(row, dict)]
+    if not good:
+        return
+    if template is not None:
+        for name in wanted:
+            if all(name not in row for row in good):
+                message = f"the rows have no field {name!r} for --prompt-template; they have {_fields(good[0])}"
+                raise ConfigError(message)
+    elif all(not _PROMPT_FIELDS & row.keys() for row in good):
+        message = f"the rows have neither prompt nor messages (they have {_fields(good[0])}); give --prompt-template"
+        raise ConfigError(message)
+
+
+_PROMPT_FIELDS = {"prompt", "messages", "prompt_token_ids"}
+
+
+def _fields(row: dict[str, Any]) -> str:
+    return ", ".join(row) or "no fields"
+
+
+def check_numbers(*, limit: int | None, workers: int | None, max_attempts: int) -> None:
+    """Counts are 1 or more."""
+    named = (("--limit", limit, 0), ("--workers", workers, 1), ("--max-attempts", max_attempts, 1))
+    for name, value, least in named:
+        if value is not None and value < least:
+            message = f"{name} must be {least} or more, not {value}"
+            raise ConfigError(message)

@@ -1,0 +1,83 @@
+"""The `pilotlight` command: which verbs there are, and what an error looks like on a terminal.
+
+Each verb's module is imported when it is used, so that `--help` costs little. Cyclopts and Typer start equally fast
+(0.14 s for `--help`); Cyclopts loads verbs lazily by name and shares groups of options as dataclasses.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App
+from cyclopts.exceptions import CycloptsError
+
+from pilotlight import __version__
+
+app = App(
+    name="pilotlight",
+    version=f"pilotlight {__version__}",
+    version_flags=["--version"],
+    help="High-throughput inference with small language models: models stay loaded, no row is lost.",
+    help_format="plaintext",
+)
+app.command("pilotlight.cli.run:run", name="run", help="Run a file of prompts through a model.")
+app.command("pilotlight.cli.run_batch:run_batch", name="run-batch", help="Run an OpenAI batch file, as vLLM does.")
+app.command("pilotlight.factcheck.demo:demo", name="demo", help="See it work: verify claims, lose a worker.")
+factcheck = App(name="factcheck", help="Verify claims against their evidence.", help_format="plaintext")
+factcheck.command("pilotlight.factcheck.command:verify", name="verify", help="Verify a file of claims.")
+app.command(factcheck)
+
+_PROCESSES = {"worker": "pilotlight.worker.__main__", "manager": "pilotlight.manager.__main__"}
+"""Verbs that are started by other processes of ours; they parse their own arguments and are not in the help."""
+
+_OPTIONAL_VALUE = "--retry-errors"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code: 0, 3 (some error rows), 2 (configuration), 1, or 128+signal."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in _PROCESSES:
+        import importlib
+
+        sys.argv = [f"pilotlight {arguments[0]}", *arguments[1:]]
+        sys.exit(importlib.import_module(_PROCESSES[arguments[0]]).main())
+    sys.exit(invoke(arguments))
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run a verb; returns the exit code. What the user did wrong is one sentence on stderr."""
+    try:
+        code = app(
+            _bare_options_closed(arguments), exit_on_error=False, print_error=False, result_action="return_value"
+        )
+    except CycloptsError as error:
+        text = " ".join(str(error).split())
+        verb = "".join(f" {name}" for name in error.command_chain or ())
+        return _complain(f"{text} (pilotlight{verb} --help shows what there is)", 2)
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing can be said to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        from pilotlight.core.errors import PilotlightError
+
+        if not isinstance(error, PilotlightError):
+            raise
+        return _complain(str(error), error.exit_code)
+    return code if isinstance(code, int) else 0
+
+
+def _bare_options_closed(arguments: list[str]) -> list[str]:
+    """`--retry-errors` alone means every kind, so it must not take the next argument for its value."""
+    stop = arguments.index("--") if "--" in arguments else len(arguments)
+    closed = [f"{argument}=" if argument == _OPTIONAL_VALUE else argument for argument in arguments[:stop]]
+    return closed + arguments[stop:]
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"pilotlight: {text}", file=sys.stderr)
+    return code

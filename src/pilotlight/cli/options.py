@@ -1,0 +1,119 @@
+"""Groups of options that verbs share, as dataclasses; vLLM's names where vLLM has the same thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from pilotlight.client.llm import LLM
+from pilotlight.client.sampling import SamplingParams
+
+_MODEL = Group("Model", sort_key=1)
+_SAMPLING = Group("Sampling (unset: the model's generation_config.json, then vLLM's defaults)", sort_key=3)
+_RUN = Group("Running", sort_key=4)
+
+
+@Parameter(name="*", group=_MODEL)
+@dataclass(kw_only=True)
+class ModelOptions:
+    """Which model, and how it is loaded."""
+
+    model: Annotated[str | None, Parameter(help="Model folder, or Hugging Face id.")] = None
+    revision: Annotated[str | None, Parameter(help="Branch, tag or commit of a Hugging Face id.")] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16", "half", "float"],
+        Parameter(help="Type of the weights; auto: the checkpoint's own."),
+    ] = "auto"
+    max_model_len: Annotated[int | None, Parameter(help="Longest prompt and answer together, in tokens.")] = None
+    trust_remote_code: Annotated[
+        bool, Parameter(help="Run Python code that comes with the model.", negative="")
+    ] = False
+    runtime: Annotated[
+        Literal["auto", "transformers", "echo"],
+        Parameter(help="What runs the model; echo gives rows back, for benchmarks."),
+    ] = "auto"
+
+    def llm(self, name: str | None = None) -> LLM:
+        """The context that these options describe. Raises `ConfigError`."""
+        return LLM(
+            name or self.model or "",
+            revision=self.revision,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            trust_remote_code=self.trust_remote_code,
+            runtime=self.runtime,
+        )
+
+
+@Parameter(name="*", group=_SAMPLING)
+@dataclass(kw_only=True)
+class SamplingOptions:
+    """How `generate` picks tokens."""
+
+    max_tokens: Annotated[
+        int | None, Parameter(help="Longest answer; unset: what fits for chats, 16 for plain prompts.")
+    ] = None
+    temperature: Annotated[float | None, Parameter(help="0 is greedy.")] = None
+    top_p: Annotated[float | None, Parameter(help="Share of probability considered.")] = None
+    top_k: Annotated[int | None, Parameter(help="Number of tokens considered; 0 or -1: all.")] = None
+    min_p: Annotated[float | None, Parameter(help="Least probability, relative to the likeliest token's.")] = None
+    repetition_penalty: Annotated[float | None, Parameter(help="Above 1 discourages tokens seen.")] = None
+    presence_penalty: Annotated[float | None, Parameter(help="Above 0 discourages tokens written.")] = None
+    frequency_penalty: Annotated[float | None, Parameter(help="The same, per occurrence.")] = None
+    seed: Annotated[int | None, Parameter(help="Unset: drawn once, and kept in the report.")] = None
+    stop: Annotated[
+        tuple[str, ...], Parameter(help="A text that ends an answer. Repeatable.", negative="", show_default=False)
+    ] = ()
+    ignore_eos: Annotated[bool, Parameter(help="Go on after the end-of-text token.", negative="")] = False
+
+    def params(self) -> SamplingParams:
+        """As the Python API has it. Raises `ConfigError`."""
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=self.seed,
+            stop=self.stop or None,
+            ignore_eos=self.ignore_eos or None,
+        )
+
+
+@Parameter(name="*", group=_RUN)
+@dataclass(kw_only=True)
+class RunOptions:
+    """How a job between files is run."""
+
+    workers: Annotated[
+        int | None, Parameter(help="Workers; unset: one per GPU, else half of the CPUs, at most 4.")
+    ] = None
+    limit: Annotated[int | None, Parameter(help="Only the first rows.")] = None
+    dry_run: Annotated[
+        bool, Parameter(help="Show the first prompts and what would run, and run nothing.", negative="")
+    ] = False
+    overwrite: Annotated[bool, Parameter(help="Start afresh, whatever is there.", negative="")] = False
+    retry_errors: Annotated[
+        tuple[str, ...] | None,
+        Parameter(help="Do error rows again; =KIND: only those. Repeatable.", negative=""),
+    ] = None
+    max_attempts: Annotated[int, Parameter(help="Tries of a row that breaks its replica.")] = 3
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Show why.", negative="")] = False
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], help="Say only what went wrong.", negative="")] = False
+
+    @property
+    def retried(self) -> list[str] | None:
+        """As `PathOutput.retry_errors`: a bare option (an empty text) means every kind."""
+        if self.retry_errors is None:
+            return None
+        return [] if "" in self.retry_errors else list(self.retry_errors)
+
+
+Inputs = Annotated[list[Path], Parameter(help="JSONL files, plain, .gz or .zst, read in this order.", negative="")]
+Output = Annotated[Path, Parameter(name=["--output", "-o"], help="JSONL file to write.")]
