@@ -28,6 +28,7 @@ import msgspec
 
 from pilotlight.core import errors
 from pilotlight.core.errors import ConfigError, PilotlightError
+from pilotlight.wire import PoolSpec
 
 START_S_MAX = 60.0
 """A manager imports little; one that is not ready by then hangs."""
@@ -100,13 +101,9 @@ def launch(*, workers: int, orphan_timeout_s: float = 2.0, command: list[str] | 
 def _start(
     folder: Path, log_dir: Path, workers: int, orphan_timeout_s: float, command: list[str] | None
 ) -> subprocess.Popen[bytes]:
-    spec = {
-        "workers": workers,
-        "lasting": False,
-        "orphan_timeout_s": orphan_timeout_s,
-        "log_dir": str(log_dir),
-        "python": sys.executable,
-    }
+    spec = PoolSpec(
+        workers=workers, lasting=False, orphan_timeout_s=orphan_timeout_s, log_dir=str(log_dir), python=sys.executable
+    )
     (folder / "pool.json").write_bytes(msgspec.json.encode(spec))
     ready, ready_child = os.pipe()
     log_path = log_dir / "manager.log"

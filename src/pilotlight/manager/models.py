@@ -1,0 +1,181 @@
+"""Which model a request means: a folder or a hub id, resolved once to a folder on disk and an identity.
+
+The identity says which answers to expect: a hub model's commit, or a digest of a folder's content. Nothing here
+imports a runtime, and the hub's library only when a hub id is given. It honours HF_HOME, HF_TOKEN and HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from pilotlight.core.errors import ConfigError, MissingExtra, ModelNotFound
+from pilotlight.manager import sampling
+from pilotlight.wire import Context, JobRequest
+
+WHOLE_BYTES_MAX = 32 << 20
+"""Files up to this size count with all of their content."""
+SAMPLE_BYTES = 1 << 20
+SAMPLES = 8
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_CODE = ["*.py"]
+_RUNTIME_OF_AUTO = "transformers"
+
+
+class Resolved(NamedTuple):
+    """A model on disk: its absolute folder, what its answers depend on, and what people call it."""
+
+    path: str
+    identity: str
+    name: str
+
+
+def resolve_request(request: JobRequest) -> JobRequest:
+    """The request with its model's folder, identity and sampling filled in.
+
+    Python and echo contexts are left alone, and so is a context that has its identity. Raises `ModelNotFound`.
+    Blocks: it may download. Equal requests give equal results.
+    """
+    context = request.context
+    if context.runtime in {"python", "echo"} or context.identity or context.model_path is None:
+        return request
+    options = dict(context.options)
+    revision = options.pop("revision", None)
+    code = bool(options.get("trust_remote_code"))
+    path, identity, name = resolve(context.model_path, revision, with_code=code)
+    runtime = _RUNTIME_OF_AUTO if context.runtime == "auto" else context.runtime
+    resolved = Context(
+        runtime=runtime,
+        name=name,
+        identity=identity,
+        model_path=path,
+        options=options,
+        memory_bytes=context.memory_bytes or weight_bytes(Path(path)),
+    )
+    operation = sampling.effective(path, request.operation)
+    return msgspec.structs.replace(request, context=resolved, operation=operation)
+
+
+def resolve(model: str, revision: str | None = None, *, with_code: bool = False) -> Resolved:
+    """Find a model. Raises `ModelNotFound`, with the command that would fetch it where one would.
+
+    model: a folder, or a hub id at `revision` (a branch, tag or commit). with_code: fetch its Python files too.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            message = f"--revision {revision} is for hub ids; {model} is a folder"
+            raise ConfigError(message)
+        folder = folder.resolve()
+        _check_folder(folder, model)
+        return Resolved(str(folder), content_digest(folder), folder.name)
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        message = f"the model folder {model} does not exist"
+        raise ModelNotFound(message)
+    path = _snapshot(model, revision, _FILES + (_CODE if with_code else []))
+    _check_folder(path, model)
+    # A snapshot's folder is named by its commit, whatever branch or tag was asked for.
+    return Resolved(str(path), f"{model}@{path.name}", model)
+
+
+def _check_folder(folder: Path, model: str) -> None:
+    if not (folder / "config.json").is_file():
+        message = f"{model} is no model: it has no config.json"
+        raise ModelNotFound(message)
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        message = (
+            f"{model} has its weights as pickled .bin files only, which run code when they are loaded: safetensors are "
+            f"needed (model.save_pretrained(folder, safe_serialization=True) makes them)"
+        )
+        raise ModelNotFound(message)
+    message = f"{model} has no weights that can be used: safetensors are needed, and there is no .safetensors file in {folder}"
+    raise ModelNotFound(message)
+
+
+# --- identity ------------------------------------------------------------------------------------------------
+
+
+def content_digest(folder: Path) -> str:
+    """`sha256:` and 32 hex digits over a folder's files: names, sizes and content.
+
+    Files up to 32 MiB count with all of their content; of larger ones (weights) the size and eight samples of 1 MiB,
+    spread evenly from the first byte to the last. So a change inside a large file that keeps its size and misses
+    the samples is not seen: give hub ids, or a folder of another name and content, where that could happen.
+    """
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file() or path.suffix in {".bin", ".pt", ".pth", ".md"}:
+            continue
+        size = path.stat().st_size
+        total.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= WHOLE_BYTES_MAX:
+                total.update(file.read())
+                continue
+            for sample in range(SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+                total.update(file.read(SAMPLE_BYTES))
+    return f"sha256:{total.hexdigest()[:32]}"
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of the weights on disk: a hint of what a live replica needs."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+# --- the hub -------------------------------------------------------------------------------------------------
+
+
+def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        message = f"{model} is no folder, and fetching hub models needs huggingface_hub: pip install huggingface_hub"
+        raise MissingExtra(message) from error
+    at = f" --revision {revision}" if revision else ""
+    fetch = f"hf download {model}{at}"
+    try:
+        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except errors.GatedRepoError as error:
+        message = (
+            f"{model} is gated: ask for access at https://huggingface.co/{model}, run `hf auth login` "
+            f"(or set HF_TOKEN), then `{fetch}`"
+        )
+        raise ModelNotFound(message) from error
+    except errors.RevisionNotFoundError as error:
+        message = f"{model} has no revision {revision}; https://huggingface.co/{model}/commits/main lists them"
+        raise ModelNotFound(message) from error
+    except errors.RepositoryNotFoundError as error:
+        message = (
+            f"{model} is neither a folder here nor a model on the hub; if it is private, run `hf auth login` "
+            f"(or set HF_TOKEN), then `{fetch}`"
+        )
+        raise ModelNotFound(message) from error
+    except errors.HFValidationError as error:
+        message = f"{model} is neither a folder here nor a hub id (such as owner/name)"
+        raise ModelNotFound(message) from error
+    except errors.LocalEntryNotFoundError as error:
+        message = f"{model} is not in the cache ({_cache()}) and {_why_offline()}; where there is a network: `{fetch}`"
+        raise ModelNotFound(message) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = f"{model} can't be fetched ({reason}); try `{fetch}`"
+        raise ModelNotFound(message) from error
+
+
+def _cache() -> Any:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_CACHE
+
+
+def _why_offline() -> str:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    return "HF_HUB_OFFLINE is set" if offline else "the hub can't be reached"
