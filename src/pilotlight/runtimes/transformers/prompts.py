@@ -10,7 +10,7 @@ Needs a tokenizer and no weights, so `--dry-run` uses it too. Call it after the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,10 +83,14 @@ class Prompter:
                 prompts.append(item)
             else:
                 ids = item.ids if item.text is None else next(texts[item.special])
-                prompts.append(self._fit(operation, item, ids or [], reserve))
+                if ids is None:
+                    prompts.append(RowError("bad_row", "The tokenizer can't read the prompt's text."))
+                else:
+                    prompts.append(self._fit(operation, item, ids, reserve))
         return prompts
 
-    def _tokenise(self, rendered: list[_Rendered | RowError], *, special: bool) -> Any:
+    def _tokenise(self, rendered: list[_Rendered | RowError], *, special: bool) -> Iterator[list[int] | None]:
+        """Ids of the texts with, or without, special tokens; None for a text that no tokenizer reads (surrogates)."""
         texts = [
             item.text
             for item in rendered
@@ -94,10 +98,21 @@ class Prompter:
         ]
         if not texts:
             return iter(())
-        encoded = self._tokenizer(
+        try:
+            return iter(self._encode(texts, special=special))
+        except (TypeError, ValueError):
+            return (self._encode_alone(text, special=special) for text in texts)
+
+    def _encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        return self._tokenizer(
             texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False, verbose=False
-        )
-        return iter(encoded["input_ids"])
+        )["input_ids"]
+
+    def _encode_alone(self, text: str, *, special: bool) -> list[int] | None:
+        try:
+            return self._encode([text], special=special)[0]
+        except (TypeError, ValueError):
+            return None
 
     def _render(self, operation: Operation, payload: Any) -> _Rendered:
         sampling = operation.sampling
@@ -129,7 +144,7 @@ class Prompter:
     ) -> tuple[list[Any] | None, str | list[int] | None]:
         """The row's messages, or its prompt."""
         prompt: str | list[int]
-        if operation.prompt_template is not None:
+        if operation.prompt_template is not None and operation.result_format != "openai":
             prompt = _formatted(operation.prompt_template, fields)
         elif "messages" in fields:
             messages = fields["messages"]
