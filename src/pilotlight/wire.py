@@ -221,15 +221,17 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
 class PoolSpec(Struct, frozen=True, kw_only=True):
     """What a pool is, as its folder's `pool.json` says it; written by whoever starts the pool.
 
-    workers: local workers to keep running. owned: the pool ends with its owner's connection. orphan_timeout_s: how
-    long workers outlive their manager. log_dir: where all processes write their logs. silence_s: how long a worker
-    may say nothing. grace_s: how long a worker that gets a signal may take to leave.
+    workers: local workers to keep running. lasting: it outlives its owner's connection. orphan_timeout_s: how long
+    workers outlive their manager. log_dir: where all processes write their logs. python: the interpreter to start
+    workers with. silence_s: how long a worker may say nothing. grace_s: how long a worker that gets a signal may take
+    to leave. keep_alive_s: how long an idle context stays live.
     """
 
     workers: int
     log_dir: str
-    owned: bool = True
+    lasting: bool = False
     orphan_timeout_s: float = 2.0
+    python: str = ""
     silence_s: float = 10.0
     grace_s: float = 20.0
     keep_alive_s: float = 600.0

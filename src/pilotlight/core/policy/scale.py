@@ -1,0 +1,11 @@
+"""How many pilots there should be, and how soon to replace one that ended."""
+
+from __future__ import annotations
+
+BACKOFF_S_MIN = 0.5
+BACKOFF_S_MAX = 30.0
+
+
+def backoff_s(stillborn: int) -> float:
+    """How long to wait before the next pilot when the last `stillborn` ones died young."""
+    return 0.0 if stillborn == 0 else min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2.0 ** (stillborn - 1))

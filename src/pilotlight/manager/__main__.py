@@ -1,0 +1,105 @@
+"""`python -m pilotlight.manager POOL_DIR`: the manager's process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from pilotlight.core.errors import ConfigError, PilotlightError
+from pilotlight.core.scheduler import Options
+from pilotlight.manager import build
+from pilotlight.manager.clients import Clients
+from pilotlight.manager.keeper import Keeper
+from pilotlight.manager.loop import Manager
+from pilotlight.wire import PoolSpec
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve a pool until its owner leaves or a signal comes."""
+    parser = argparse.ArgumentParser(prog="pilotlight manager", description=main.__doc__)
+    parser.add_argument("pool_dir")
+    parser.add_argument("--ready-fd", type=int, help="where to write a line once clients may connect")
+    options = parser.parse_args(argv)
+    try:
+        spec = _read_spec(Path(options.pool_dir))
+        epoch = _take_epoch(Path(options.pool_dir))
+        asyncio.run(_serve(options.pool_dir, spec, epoch, options.ready_fd))
+    except PilotlightError as error:
+        print(f"pilotlight manager: {error}", file=sys.stderr)
+        _say(options.ready_fd, msgspec.json.encode(_facts(error)) + b"\n")
+        return error.exit_code
+    return 0
+
+
+async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None) -> None:
+    link = build.manager_link(pool_dir)
+    options = Options(silence_s=spec.silence_s, keep_alive_s=spec.keep_alive_s)
+    provider = build.provider(pool_dir, spec)
+
+    def note(level: str, text: str, subject: str) -> None:
+        manager.note(level, text, subject)
+
+    manager = Manager(epoch, link, Keeper(provider, spec.workers, note), options)
+    clients = Clients(pool_dir, spec, manager)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, clients.over.set)
+    try:
+        await manager.start()
+        await clients.start()
+        _say(ready_fd, b"ready\n")
+        await clients.over.wait()
+    finally:
+        await clients.stop()
+        await manager.stop()
+
+
+def _read_spec(pool: Path) -> PoolSpec:
+    try:
+        return msgspec.json.decode((pool / "pool.json").read_bytes(), type=PoolSpec)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{pool} is not a pool's folder: {error}") from error
+
+
+def _take_epoch(pool: Path) -> int:
+    """A number that no manager of this pool had before, on disk before anyone hears it; and the pool's manager lock."""
+    lock = os.open(pool / "manager.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ConfigError(f"another manager serves the pool in {pool}") from error
+    path = pool / "epoch"
+    epoch = int(path.read_text()) + 1 if path.exists() else 1
+    fresh = pool / "epoch.new"
+    with fresh.open("w") as file:
+        file.write(f"{epoch}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    (pool / "manager.pid").write_text(f"{os.getpid()}\n")
+    for name in ("client.sock", "worker.sock"):
+        (pool / name).unlink(missing_ok=True)
+    return epoch
+
+
+def _facts(error: PilotlightError) -> dict[str, object]:
+    return {"kind": error.kind, "message": str(error), "exit_code": error.exit_code}
+
+
+def _say(fd: int | None, text: bytes) -> None:
+    if fd is not None:
+        with contextlib.suppress(OSError):
+            os.write(fd, text)
+            os.close(fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

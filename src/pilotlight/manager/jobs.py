@@ -1,0 +1,176 @@
+"""A job's files and bytes: its input as it is read, its rows until they are done, its results as they are written.
+
+Two kinds: a `PathJob` reads and writes files that outlive everyone; a `StreamJob` speaks with its client. Which rows are
+done is known by `core.state`, what is on disk by the job's folder; this holds only what lies between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from pilotlight.core.errors import InputError
+from pilotlight.io.fingerprint import Fingerprint
+from pilotlight.io.workfolder import JobFolder
+from pilotlight.messages import RowsOut
+from pilotlight.ports import Source
+from pilotlight.rowstore import RowStore
+from pilotlight.wire import Chunk, JobRequest, ResultChunk, Span, digest
+
+
+class JobFiles:
+    """What both kinds share: the store of rows at hand, and the sums over finished rows."""
+
+    def __init__(self, job_id: str, request: JobRequest, owner: Any) -> None:
+        self.job_id = job_id
+        self.request = request
+        self.owner = owner
+        self.variant_id = variant_id(request)
+        self.store = RowStore()
+        self.read_upto = 0
+        self.rows_total: int | None = None
+        self.rows_resumed = 0
+        self.rows_done = 0
+        self.errors: dict[str, int] = {}
+        self.counters: dict[str, float] = {}
+        self.began_s = time.time()
+        self.began_monotonic_s = time.monotonic()
+        self.sent_to: set[str] = set()
+        self.waiting = 0
+        """Rows asked for and not there yet; 0 if none were."""
+
+    def read(self, rows: int) -> list[Chunk] | None:
+        """The next rows; an empty list at the end of the input; None if none are there yet. Raises `InputError`."""
+        raise NotImplementedError
+
+    @property
+    def fraction(self) -> float | None:
+        """How much of the input was read."""
+        return None
+
+    def write(self, chunk: ResultChunk) -> None:
+        """Keep finished rows. Raises `OutputError`."""
+        raise NotImplementedError
+
+    def count(self, chunk: ResultChunk) -> None:
+        """Add finished rows to the sums."""
+        self.rows_done += chunk.count
+        for kind, indices in chunk.errors.items():
+            self.errors[kind] = self.errors.get(kind, 0) + len(indices)
+        for name, value in chunk.counters.items():
+            self.counters[name] = self.counters.get(name, 0) + value
+
+    def close(self) -> None:
+        """Let go of files, keeping what is unfinished."""
+
+
+class PathJob(JobFiles):
+    """Files in, a file out."""
+
+    def __init__(self, job_id: str, request: JobRequest, owner: Any, source: Source, folder: JobFolder) -> None:
+        super().__init__(job_id, request, owner)
+        self._source = source
+        self.folder = folder
+        self._fingerprint = Fingerprint()
+        self.rows_resumed = self.rows_done = len(folder.done)
+        self.errors = dict(folder.errors)
+        self.counters = dict(folder.counters)
+
+    def read(self, rows: int) -> list[Chunk]:
+        """See `JobFiles.read`."""
+        chunks = self._source.read(rows)
+        for chunk in chunks:
+            for block in self._fingerprint.feed(chunk):
+                self.folder.record_input(*block)
+        if not chunks:
+            for block in self._fingerprint.end():
+                self.folder.record_input(*block)
+            self.folder.record_input_end(self.read_upto)
+        return chunks
+
+    @property
+    def fraction(self) -> float | None:
+        """See `JobFiles.fraction`."""
+        return self._source.fraction
+
+    def write(self, chunk: ResultChunk) -> None:
+        """See `JobFiles.write`."""
+        self.folder.write(chunk)
+
+    def close(self) -> None:
+        """See `JobFiles.close`."""
+        self._source.close()
+        self.folder.close()
+
+
+class StreamJob(JobFiles):
+    """Rows from a client, results back to it."""
+
+    def __init__(self, job_id: str, request: JobRequest, owner: Any, send: Callable[[RowsOut], None]) -> None:
+        super().__init__(job_id, request, owner)
+        self._send = send
+        self._arrived: deque[Chunk] = deque()
+        self._arrived_upto = 0
+        self._ended = False
+
+    def arrive(self, chunk: Chunk) -> None:
+        """Rows came from the client. Raises `InputError` where they do not follow those before."""
+        if chunk.start != self._arrived_upto or self._ended:
+            raise InputError(f"rows of {self.job_id} came out of order: {chunk.start} after {self._arrived_upto}")
+        self._arrived_upto = chunk.stop
+        self._arrived.append(chunk)
+
+    def end_input(self) -> None:
+        """The client has no more rows."""
+        self._ended = True
+
+    def read(self, rows: int) -> list[Chunk] | None:
+        """See `JobFiles.read`."""
+        if not self._arrived:
+            return [] if self._ended else None
+        taken: list[Chunk] = []
+        while self._arrived and (not taken or taken[-1].stop - taken[0].start + self._arrived[0].count <= rows):
+            taken.append(self._arrived.popleft())
+        return taken
+
+    def write(self, chunk: ResultChunk) -> None:
+        """See `JobFiles.write`."""
+        self._send(RowsOut(job=self.job_id, chunk=chunk))
+
+
+def variant_id(request: JobRequest) -> str:
+    """A variant's id: its context's, and the runtime that holds it."""
+    return f"{request.context.runtime}-{request.context.id}"
+
+
+def identity(request: JobRequest) -> dict[str, Any]:
+    """What makes two jobs the same: everything that changes an answer, in words that a refusal can name."""
+    operation = request.operation
+    named: dict[str, Any] = {
+        "model": request.context.name,
+        "model content": request.context.identity,
+        "runtime": request.context.runtime,
+        "operation": operation.kind,
+        "template": operation.prompt_template,
+        "labels": operation.labels,
+        "sampling": digest(operation.sampling),
+        "other parameters": digest([operation, request.context.options]),
+    }
+    return {name: value for name, value in named.items() if value not in (None, [], "")}
+
+
+def only(chunk: ResultChunk, spans: list[Span]) -> ResultChunk:
+    """The part of a chunk whose rows are in `spans` (each within the chunk's). Sums are shared out by rows."""
+    wanted = {index for start, stop in spans for index in range(start, stop)}
+    indices = [index for start, stop in chunk.spans for index in range(start, stop)]
+    lines = [line for index, line in zip(indices, chunk.blob.split(b"\n"), strict=True) if index in wanted]
+    errors = {kind: [i for i in rows if i in wanted] for kind, rows in chunk.errors.items()}
+    part = len(lines) / len(indices)
+    return ResultChunk(
+        spans,
+        b"\n".join(lines),
+        {kind: rows for kind, rows in errors.items() if rows},
+        {name: value * part for name, value in chunk.counters.items()},
+    )

@@ -1,0 +1,66 @@
+"""Keeps as many pilots as the pool should have, replacing those that end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pilotlight.core.errors import PilotlightError
+from pilotlight.core.policy import scale
+from pilotlight.ports import PilotProvider
+
+
+@dataclass(slots=True)
+class _Life:
+    name: str
+    began_s: float
+    joined: bool = False
+
+
+class Keeper:
+    """Call `look` often; it submits, polls and backs off. Names are `worker-1`, `worker-2`, …, each used once."""
+
+    def __init__(self, provider: PilotProvider, target: int, note: Callable[[str, str, str], None]) -> None:
+        self._provider = provider
+        self._target = target
+        self._note = note
+        self._lives: dict[str, _Life] = {}
+        self._made = 0
+        self._stillborn = 0
+        self._not_before_s = 0.0
+
+    def joined(self, name: str) -> None:
+        """A worker of this name reached the manager."""
+        for life in self._lives.values():
+            if life.name == name:
+                life.joined = True
+                self._stillborn = 0
+
+    def look(self) -> dict[str, str]:
+        """Replace what ended. Returns the names of workers that ended, and how."""
+        now = time.monotonic()
+        ended: dict[str, str] = {}
+        for pilot_id, how in self._provider.poll().items():
+            life = self._lives.pop(pilot_id)
+            ended[life.name] = how
+            if not life.joined:
+                self._stillborn += 1
+                self._note("warning", f"{life.name} ended before it could join ({how}); its log may say why", life.name)
+            self._not_before_s = now + scale.backoff_s(self._stillborn)
+        while len(self._lives) < self._target and now >= self._not_before_s:
+            name = f"worker-{self._made + 1}"
+            try:
+                pilot_id = self._provider.submit(name)
+            except PilotlightError as error:
+                self._stillborn += 1
+                self._not_before_s = now + scale.backoff_s(self._stillborn)
+                self._note("warning", f"no new worker: {error}", name)
+                break
+            self._made += 1
+            self._lives[pilot_id] = _Life(name, now)
+        return ended
+
+    def close(self) -> None:
+        """End all pilots."""
+        self._provider.close()

@@ -1,0 +1,399 @@
+"""The manager's loop: carries out what `core.scheduler` decides, and tells it what happened.
+
+Events are taken one after another from a queue, so that an effect which succeeds at once never re-enters the machine.
+Bytes pass through here unread: from `JobFiles.read` to a worker's `Grant`, from a worker's `Rows` to `JobFiles.write`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from pilotlight.core import decisions as do
+from pilotlight.core import events as ev
+from pilotlight.core.errors import InputError, OutputError, PilotlightError, Superseded
+from pilotlight.core.model import Device, Variant
+from pilotlight.core.ranges import Span, span_count
+from pilotlight.core.scheduler import Options, Scheduler
+from pilotlight.core.transitions import JobState
+from pilotlight.io import rows as row_codec
+from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, only
+from pilotlight.manager.keeper import Keeper
+from pilotlight.manager.ledger import Ledger
+from pilotlight.messages import (
+    Ack,
+    Beat,
+    DefineJob,
+    Died,
+    Drain,
+    ForgetJob,
+    Grant,
+    Join,
+    Leaving,
+    LoadFailed,
+    Notice,
+    Reported,
+    Resident,
+    Returned,
+    Revoke,
+    Rows,
+    Stopped,
+    Want,
+    Wants,
+    Welcome,
+    WorkerMessage,
+)
+from pilotlight.ports import ManagerLink
+from pilotlight.wire import VERSION, Context, ResultChunk
+
+TICK_S = 0.1
+SYNC_S = 0.5
+ACK_S = 0.02
+PERMANENT = {"missing_extra", "config", "model_not_found", "no_room", "unsupported"}
+"""Kinds of load failure that the same device would only repeat."""
+
+
+class Watcher(Protocol):
+    """Who wants to know: the clients' side of the manager."""
+
+    def notice(self, notice: Notice) -> None:
+        """Something a person may want to read."""
+        ...
+
+    def ended(self, job: JobFiles, state: JobState, kind: str, message: str) -> None:
+        """A job left the scheduler; its files are still open."""
+        ...
+
+
+class Manager:
+    """The event loop around the scheduler. `clients` sets itself as `watcher`."""
+
+    def __init__(self, epoch: int, link: ManagerLink, keeper: Keeper, options: Options) -> None:
+        self.epoch = epoch
+        self.scheduler = Scheduler(options)
+        self.ledger = Ledger()
+        self.jobs: dict[str, JobFiles] = {}
+        self.contexts: dict[str, Context] = {}
+        self.watcher: Watcher | None = None
+        self._link = link
+        self._keeper = keeper
+        self._events: deque[ev.ManagerEvent] = deque()
+        self._handling = False
+        self._acks: dict[str, int] = {}
+        self._ack_due = False
+        self._ticker: asyncio.Task[None] | None = None
+        self._syncs: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Let workers in and start the pilots."""
+        await self._link.start(self._worker_said, self._worker_gone)
+        self._ticker = asyncio.get_running_loop().create_task(self._tick())
+
+    async def stop(self) -> None:
+        """End all workers. Jobs are to be ended by the caller before."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
+        for worker_id in self.scheduler.state.workers:
+            self._link.send(worker_id, Drain(grace_s=0.0))
+        await self._link.stop()
+        await asyncio.to_thread(self._keeper.close)
+
+    # --- jobs
+
+    def add_job(self, job: JobFiles, done: list[Span], attempts: dict[int, int]) -> None:
+        """A job's files are open: let it begin."""
+        request = job.request
+        self.jobs[job.job_id] = job
+        self.contexts[job.variant_id] = request.context
+        variant = Variant(job.variant_id, request.context.name, request.context.memory_bytes)
+        self.put(
+            ev.JobSubmitted(
+                job.job_id,
+                request.name,
+                variant,
+                request.weight,
+                request.max_attempts,
+                may_hedge=request.operation.kind != "map",
+                done=tuple(done),
+                errors=sum(job.errors.values()),
+                attempts=attempts,
+            )
+        )
+
+    def forget_job(self, job_id: str) -> None:
+        """A job's files are closed."""
+        self.jobs.pop(job_id, None)
+
+    def rows_arrived(self, job: StreamJob) -> None:
+        """A client sent rows, or said that there are no more."""
+        if job.waiting:
+            self._read(job, job.waiting)
+
+    # --- the machine
+
+    def put(self, event: ev.ManagerEvent) -> None:
+        """Take in an event, and all that follow from it."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                for decision in self.scheduler.handle(self._events.popleft(), time.monotonic()):
+                    self._carry_out(decision)
+        finally:
+            self._handling = False
+
+    def _carry_out(self, decision: do.ManagerDecision) -> None:
+        match decision:
+            case do.GrantRows():
+                self._grant(decision)
+            case do.ReadRows(job_id, rows):
+                self._read(self.jobs[job_id], rows)
+            case do.RevokeRows(worker_id, lease_id, rows):
+                self._link.send(worker_id, Revoke(epoch=self.epoch, lease=lease_id, rows=rows))
+            case do.SendWants():
+                wants = [Want(device=d, variant=v, context=self.contexts[v]) for d, v in decision.wants]
+                message = Wants(epoch=self.epoch, version=decision.version, wants=wants)
+                self._link.send(decision.worker_id, message)
+            case do.WriteFailure():
+                self._write_failure(decision)
+            case do.RecordAttempts(job_id, attempts):
+                job = self.jobs[job_id]
+                if isinstance(job, PathJob):
+                    self._guarded(job, lambda: job.folder.record_attempts(dict(attempts)))
+            case do.EndJob(job_id, state, kind, message):
+                self._end(self.jobs[job_id], state, kind, message)
+            case do.DropWorker(worker_id, reason):
+                self._link.drop(worker_id, reason)
+                self._acks.pop(worker_id, None)
+            case do.Note():
+                self.note(decision.level, decision.text, decision.subject)
+
+    def note(self, level: str, text: str, subject: str = "") -> None:
+        """Tell whoever watches."""
+        print(f"{time.strftime('%H:%M:%S')} {level}: {text}", flush=True)
+        if self.watcher is not None:
+            self.watcher.notice(Notice(level=level, text=text, worker=subject))  # type: ignore[arg-type]
+
+    # --- rows out
+
+    def _grant(self, grant: do.GrantRows) -> None:
+        job = self.jobs[grant.job_id]
+        if grant.worker_id not in job.sent_to:
+            job.sent_to.add(grant.worker_id)
+            define = DefineJob(job=job.job_id, variant=job.variant_id, operation=job.request.operation)
+            self._link.send(grant.worker_id, define)
+        chunks = job.store.get(grant.spans)
+        message = Grant(
+            epoch=self.epoch, lease=grant.lease_id, job=grant.job_id, chunks=chunks, isolated=grant.isolated
+        )
+        self._link.send(grant.worker_id, message)
+
+    def _read(self, job: JobFiles, rows: int) -> None:
+        job.waiting = 0
+        start = job.read_upto
+        try:
+            chunks = job.read(rows)
+        except InputError as error:
+            self.put(ev.JobBroken(job.job_id, suspended=False, kind=error.kind, reason=str(error)))
+            return
+        except OutputError as error:
+            self._output_failed(job, error)
+            return
+        if chunks is None:
+            job.waiting = rows
+            return
+        done = self.scheduler.state.jobs[job.job_id].done
+        for chunk in chunks:
+            if done.covers(chunk.start, chunk.stop):
+                continue
+            job.store.add(chunk)
+            job.store.drop(done.within(chunk.start, chunk.stop))
+        stop = chunks[-1].stop if chunks else start
+        job.read_upto = stop
+        if not chunks:
+            job.rows_total = stop
+        self.put(ev.RowsRead(job.job_id, start, stop, exhausted=not chunks))
+
+    # --- rows in
+
+    def _rows(self, worker_id: str, rows: Rows) -> None:
+        self._ack(worker_id, rows.seq)
+        self.ledger.busy_s += rows.chunk.counters.get("busy_s", 0.0)
+        self.put(ev.WorkerHeard(worker_id, rows.started))
+        job = self.jobs.get(rows.job)
+        belief = self.scheduler.state.jobs.get(rows.job)
+        if job is None or belief is None:
+            return
+        fresh: list[Span] = []
+        for start, stop in rows.chunk.spans:
+            fresh += belief.done.missing(start, min(stop, job.read_upto))
+        chunk = rows.chunk
+        if span_count(fresh) != chunk.count:
+            if not fresh:
+                repeated = tuple(chunk.spans)
+                self.put(ev.RowsWritten(job.job_id, (), 0, rows.lease, worker_id, rows.device, repeated))
+                return
+            chunk = only(chunk, fresh)
+        repeated = tuple(rows.chunk.spans) if chunk is not rows.chunk else ()
+        self._write(job, chunk, rows.lease, worker_id, rows.device, repeated)
+
+    def _write(
+        self,
+        job: JobFiles,
+        chunk: ResultChunk,
+        lease_id: str = "",
+        worker_id: str = "",
+        device_id: str = "",
+        repeated: tuple[Span, ...] = (),
+    ) -> None:
+        try:
+            job.write(chunk)
+        except OutputError as error:
+            self._output_failed(job, error)
+            return
+        job.count(chunk)
+        job.store.drop(chunk.spans)
+        errors = sum(len(indices) for indices in chunk.errors.values())
+        spans = tuple(chunk.spans)
+        self.put(ev.RowsWritten(job.job_id, spans, errors, lease_id, worker_id, device_id, repeated))
+
+    def _write_failure(self, failure: do.WriteFailure) -> None:
+        job = self.jobs[failure.job_id]
+        operation = job.request.operation
+        row = job.store.get([(failure.index, failure.index + 1)])[0]
+        custom_id = row_codec.custom_id_of(row.blob) if operation.row_format == "json" else None
+        line = row_codec.encode_error(
+            failure.index, failure.kind, failure.message, custom_id, operation.result_format
+        )
+        spans = [(failure.index, failure.index + 1)]
+        self._write(job, ResultChunk(spans, line, {failure.kind: [failure.index]}))
+
+    def _output_failed(self, job: JobFiles, error: OutputError) -> None:
+        self.put(ev.JobBroken(job.job_id, suspended=True, kind=error.kind, reason=str(error)))
+
+    def _guarded(self, job: JobFiles, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except OutputError as error:
+            self._output_failed(job, error)
+
+    def _ack(self, worker_id: str, seq: int) -> None:
+        self._acks[worker_id] = seq
+        if not self._ack_due:
+            self._ack_due = True
+            asyncio.get_running_loop().call_later(ACK_S, self._send_acks)
+
+    def _send_acks(self) -> None:
+        self._ack_due = False
+        for worker_id, seq in self._acks.items():
+            self._link.send(worker_id, Ack(upto=seq))
+        self._acks.clear()
+
+    def _end(self, job: JobFiles, state: JobState, kind: str, message: str) -> None:
+        for worker_id in job.sent_to:
+            self._link.send(worker_id, ForgetJob(job=job.job_id))
+        if self.watcher is not None:
+            self.watcher.ended(job, state, kind, message)
+
+    # --- workers
+
+    def _worker_said(self, worker_id: str, message: WorkerMessage) -> None:
+        match message:
+            case Rows():
+                self._rows(worker_id, message)
+            case Beat(started=started):
+                self.put(ev.WorkerHeard(worker_id, started))
+            case Reported(resident=resident):
+                self.ledger.resident(worker_id, resident, self.name_of(resident.variant))
+                self.put(ev.ReplicaReported(worker_id, _fact(resident)))
+            case Returned(lease=lease, spans=spans):
+                self.put(ev.RowsReturned(worker_id, lease, tuple(spans)))
+            case Died():
+                died = ev.ReplicaDied(worker_id, message.device, message.variant, message.rows, message.reason)
+                self.put(died)
+            case LoadFailed():
+                permanent = message.kind in PERMANENT
+                self.put(ev.LoadFailed(worker_id, message.device, message.variant, permanent, message.reason))
+            case Stopped():
+                self.put(ev.ReplicaStopped(worker_id, message.device, message.variant))
+            case Leaving():
+                self.put(ev.WorkerLeaving(worker_id, message.reason))
+            case Join():
+                self._joined(message)
+
+    def _joined(self, join: Join) -> None:
+        if join.version != VERSION:
+            self._link.drop(join.worker, "another version")
+            self.note("warning", f"{join.worker} speaks version {join.version}, not {VERSION}: it can't join", join.worker)
+            return
+        self._link.send(join.worker, Welcome(epoch=self.epoch))
+        for job in self.jobs.values():
+            job.sent_to.discard(join.worker)
+        self._keeper.joined(join.worker)
+        devices = tuple(Device(device.id, device.kind, device.memory_bytes) for device in join.devices)
+        facts = tuple(_fact(resident) for resident in join.residents if resident.variant in self.contexts)
+        self.put(ev.WorkerJoined(join.worker, join.pid, join.host, devices, facts))
+
+    def _worker_gone(self, worker_id: str, reason: str) -> None:
+        self._acks.pop(worker_id, None)
+        how = self._look_after_pilots().get(worker_id)
+        self.put(ev.WorkerLost(worker_id, how or reason))
+
+    def _look_after_pilots(self) -> dict[str, str]:
+        return self._keeper.look()
+
+    def name_of(self, variant_id: str) -> str:
+        """What people call a variant."""
+        return self.contexts[variant_id].name if variant_id in self.contexts else variant_id
+
+    # --- time
+
+    async def _tick(self) -> None:
+        synced = time.monotonic()
+        while True:
+            self._look_after_pilots()
+            self.put(ev.Tick())
+            if time.monotonic() - synced >= SYNC_S:
+                synced = time.monotonic()
+                for job in self.jobs.values():
+                    if isinstance(job, PathJob) and job.job_id not in self._syncs:
+                        self._syncs[job.job_id] = asyncio.get_running_loop().create_task(self._sync(job))
+            await asyncio.sleep(TICK_S)
+
+    async def _sync(self, job: PathJob) -> None:
+        try:
+            job.folder.beat()
+            await asyncio.to_thread(job.folder.sync)
+        except Superseded as error:
+            self._output_failed(job, error)
+        except OutputError as error:
+            self._output_failed(job, error)
+        except PilotlightError as error:
+            self.note("error", str(error))
+        finally:
+            self._syncs.pop(job.job_id, None)
+
+    async def settled(self, job_id: str) -> None:
+        """Wait until nothing writes to a job's files in the background."""
+        task = self._syncs.get(job_id)
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _fact(resident: Resident) -> ev.ReplicaFact:
+    return ev.ReplicaFact(
+        resident.device,
+        resident.variant,
+        resident.replica,
+        resident.state == "live",
+        resident.wanted,
+        resident.memory_bytes,
+        resident.load_s,
+        resident.pid,
+    )

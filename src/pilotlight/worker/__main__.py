@@ -1,0 +1,90 @@
+"""`pilotlight worker`: one agent process, and through it everything that runs on this machine for a pool."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import msgspec
+
+from pilotlight.core.errors import ConfigError, PilotlightError
+from pilotlight.wire import PoolSpec
+from pilotlight.worker import build, devices, guardian
+from pilotlight.worker.loop import AgentLoop
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a worker until its manager ends it, its orphan timeout is over, or a signal has drained it."""
+    parser = argparse.ArgumentParser(prog="pilotlight worker", description=main.__doc__)
+    parser.add_argument("--pool", required=True, help="the pool's folder")
+    parser.add_argument("--name", required=True, help="the worker's name, unique in its pool")
+    parser.add_argument("--slot", default="0/1", help="which share of this machine is its own: number/of-how-many")
+    options = parser.parse_args(argv)
+    try:
+        slot, slots = (int(part) for part in options.slot.split("/"))
+        spec = read_spec(Path(options.pool))
+        _own_session()
+        _guard(Path(options.pool), options.name, spec)
+        found = devices.find(slot, slots)
+        link = build.worker_link(options.pool)
+        asyncio.run(AgentLoop(options.name, spec, found, link).run())
+    except PilotlightError as error:
+        print(f"pilotlight worker: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def read_spec(pool: Path) -> PoolSpec:
+    """What the pool's folder says of it. Raises `ConfigError`."""
+    try:
+        return msgspec.json.decode((pool / "pool.json").read_bytes(), type=PoolSpec)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{pool} is not a pool's folder: {error}") from error
+
+
+def _own_session() -> None:
+    if os.getsid(0) != os.getpid():
+        try:
+            os.setsid()
+        except PermissionError:  # leads its group already: a shell's job
+            if os.fork():
+                os.wait()
+                os._exit(0)
+            os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _guard(pool: Path, name: str, spec: PoolSpec) -> None:
+    mark = f"{pool}:{name}:{os.getpid()}"
+    os.environ[guardian.MARK] = mark
+    scratch = pool / name
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    os.environ["TMPDIR"] = str(scratch)
+
+    def afterwards() -> None:
+        """The last one to leave a dead pool takes its folder along."""
+        if not spec.lasting and not _manager_lives(pool):
+            shutil.rmtree(pool, ignore_errors=True)
+
+    guardian.spawn(mark, scratch, afterwards)
+
+
+def _manager_lives(pool: Path) -> bool:
+    try:
+        pid = int((pool / "manager.pid").read_text())
+        os.kill(pid, 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The worker's composition root: which links and runtimes exist, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pilotlight.core.errors import ConfigError
+from pilotlight.engines.direct import DirectWorkerLink
+from pilotlight.ports import Runtime, WorkerLink
+
+
+def _echo() -> Runtime:
+    from pilotlight.runtimes.echo import EchoRuntime
+
+    return EchoRuntime()
+
+
+def _python() -> Runtime:
+    from pilotlight.runtimes.python import PythonRuntime
+
+    return PythonRuntime()
+
+
+def _transformers() -> Runtime:
+    from pilotlight.runtimes.transformers import TransformersRuntime
+
+    return TransformersRuntime()
+
+
+RUNTIMES: dict[str, Callable[[], Runtime]] = {"echo": _echo, "python": _python, "transformers": _transformers}
+"""Each imports its library when called, not before: an agent imports none of them."""
+
+
+def runtime(name: str) -> Runtime:
+    """The runtime of that name. Raises `ConfigError` for an unknown one, `MissingExtra` where its library is missing."""
+    if name not in RUNTIMES:
+        raise ConfigError(f"there is no runtime {name!r}; choose one of {', '.join(sorted(RUNTIMES))}")
+    return RUNTIMES[name]()
+
+
+def worker_link(pool_dir: str) -> WorkerLink:
+    """The link to the manager of the pool in that folder."""
+    return DirectWorkerLink(f"{pool_dir}/worker.sock")

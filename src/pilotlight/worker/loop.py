@@ -1,0 +1,294 @@
+"""The agent's loop: carries out what `core.agent` decides, and tells it what happened.
+
+It keeps the bytes of leased rows until their results are in, and results until the manager has acknowledged them. The
+latter are bounded by the former: without a manager only rows that replicas hold go on, so nothing needs to spill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from pilotlight.core import decisions as do
+from pilotlight.core import events as ev
+from pilotlight.core.agent import Agent
+from pilotlight.core.errors import LinkClosed
+from pilotlight.core.model import Device, Variant
+from pilotlight.core.transitions import ReplicaState
+from pilotlight.messages import (
+    Ack,
+    Beat,
+    DefineJob,
+    Died,
+    Drain,
+    Failed,
+    Feed,
+    Finished,
+    ForgetJob,
+    Grant,
+    Join,
+    Leaving,
+    Live,
+    LoadFailed,
+    ManagerMessage,
+    ReplicaReply,
+    Reported,
+    Resident,
+    Returned,
+    Revoke,
+    Rows,
+    Stopped,
+    Wants,
+    Welcome,
+)
+from pilotlight.ports import WorkerLink
+from pilotlight.rowstore import RowStore
+from pilotlight.wire import Context, DeviceSpec, Operation, PoolSpec
+from pilotlight.worker.processes import Servers
+
+TICK_S = 0.1
+BEAT_S = 0.5
+RECONNECT_S = 0.1
+
+
+class AgentLoop:
+    """One worker's event loop around its pure machine."""
+
+    def __init__(self, name: str, spec: PoolSpec, devices: list[DeviceSpec], link: WorkerLink) -> None:
+        self._name = name
+        self._spec = spec
+        self._link = link
+        self._devices = {device.id: device for device in devices}
+        facts = tuple(Device(device.id, device.kind, device.memory_bytes) for device in devices)
+        self._agent = Agent(name, facts, spec.orphan_timeout_s)
+        self._servers = Servers(Path(spec.log_dir), name, self._replica_said, self._replica_ended)
+        self._contexts: dict[str, Context] = {}
+        self._operations: dict[str, tuple[str, Operation]] = {}
+        self._stores: dict[str, RowStore] = {}
+        self._kept: deque[Rows] = deque()
+        self._seq = 0
+        self._load_began: dict[str, float] = {}
+        self._load_s: dict[str, tuple[float, dict[str, float]]] = {}
+        self._over = asyncio.Event()
+        self._lost = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until the machine says `Exit`."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._signalled, number)
+        beats = loop.create_task(self._beat())
+        connects = loop.create_task(self._stay_connected())
+        try:
+            await self._over.wait()
+        finally:
+            beats.cancel()
+            connects.cancel()
+            self._servers.close()
+            self._link.close()
+            await asyncio.gather(beats, connects, return_exceptions=True)
+
+    # --- the manager
+
+    async def _stay_connected(self) -> None:
+        self._handle(ev.ManagerLost())
+        while True:
+            self._lost.clear()
+            with contextlib.suppress(LinkClosed):
+                await self._link.connect(self._manager_said, self._manager_gone)
+                self._join()
+                await self._lost.wait()
+                self._handle(ev.ManagerLost())
+            await asyncio.sleep(RECONNECT_S)
+
+    def _join(self) -> None:
+        residents = [self._resident(replica_id) for replica_id in self._agent.replicas]
+        self._link.send(
+            Join(
+                worker=self._name,
+                pid=os.getpid(),
+                host=platform.node(),
+                devices=list(self._devices.values()),
+                residents=[resident for resident in residents if resident is not None],
+            )
+        )
+        for rows in self._kept:
+            self._link.send(rows)
+
+    def _manager_gone(self, reason: str) -> None:
+        _log(f"the manager is gone: {reason}")
+        self._lost.set()
+
+    def _manager_said(self, message: ManagerMessage) -> None:
+        match message:
+            case Grant():
+                store = RowStore()
+                for chunk in message.chunks:
+                    store.add(chunk)
+                self._stores[message.lease] = store
+                spans = tuple((chunk.start, chunk.stop) for chunk in message.chunks)
+                self._handle(ev.LeaseGranted(message.epoch, message.lease, message.job, spans, message.isolated))
+            case Ack():
+                while self._kept and self._kept[0].seq <= message.upto:
+                    self._kept.popleft()
+            case Revoke():
+                self._handle(ev.LeaseRevoked(message.epoch, message.lease, message.rows))
+            case DefineJob():
+                self._operations[message.job] = (message.variant, message.operation)
+                self._handle(ev.JobDefined(message.job, message.variant))
+            case Wants():
+                for want in message.wants:
+                    self._contexts[want.variant] = want.context
+                wants = tuple(
+                    (want.device, Variant(want.variant, want.context.name, want.context.memory_bytes))
+                    for want in message.wants
+                )
+                self._handle(ev.WantsChanged(message.epoch, message.version, wants))
+            case ForgetJob():
+                self._operations.pop(message.job, None)
+                self._handle(ev.JobForgotten(message.job))
+            case Drain():
+                self._handle(ev.DrainAsked(message.grace_s, "the manager ends it"))
+            case Welcome():
+                self._handle(ev.ManagerFound(message.epoch))
+
+    # --- replicas
+
+    def _replica_said(self, replica_id: str, message: ReplicaReply) -> None:
+        match message:
+            case Finished():
+                replica = self._agent.replicas.get(replica_id)
+                device = replica.device_id if replica is not None else ""
+                spans = tuple(message.chunk.spans)
+                decisions = self._agent.handle(
+                    ev.RowsFinished(replica_id, message.lease, spans, message.wanted), time.monotonic()
+                )
+                self._seq += 1
+                rows = Rows(
+                    seq=self._seq,
+                    lease=message.lease,
+                    job=message.job,
+                    device=device,
+                    chunk=message.chunk,
+                    started=self._agent.started,
+                )
+                self._kept.append(rows)
+                self._link.send(rows)
+                self._carry_out(decisions)
+            case Live():
+                began = self._load_began.pop(replica_id, time.monotonic())
+                self._load_s[replica_id] = (time.monotonic() - began, message.stages)
+                self._handle(ev.ReplicaLive(replica_id, message.wanted, message.memory_bytes))
+            case Failed():
+                self._handle(ev.ReplicaFailed(replica_id, message.kind, message.reason))
+
+    def _replica_ended(self, replica_id: str, reason: str) -> None:
+        self._load_began.pop(replica_id, None)
+        self._handle(ev.ReplicaExited(replica_id, reason))
+        self._load_s.pop(replica_id, None)
+
+    # --- the machine
+
+    def _handle(self, event: ev.AgentEvent) -> None:
+        self._carry_out(self._agent.handle(event, time.monotonic()))
+
+    def _carry_out(self, decisions: list[do.AgentDecision]) -> None:
+        for decision in decisions:
+            match decision:
+                case do.FeedRows():
+                    self._feed(decision)
+                case do.DropRows():
+                    self._drop(decision)
+                case do.SendReturned():
+                    self._link.send(Returned(lease=decision.lease_id, spans=list(decision.spans)))
+                case do.SendResident():
+                    resident = self._resident(decision.replica_id)
+                    if resident is not None:
+                        self._link.send(Reported(resident=resident))
+                case do.StartReplica():
+                    self._load_began[decision.replica_id] = time.monotonic()
+                    _log(f"starting {decision.replica_id} with {decision.variant_id} on {decision.device_id}")
+                    context = self._contexts[decision.variant_id]
+                    self._servers.start(decision.replica_id, context, self._devices[decision.device_id])
+                case do.StopReplica():
+                    self._servers.stop(decision.replica_id, kill=decision.kill)
+                case do.SendStopped(device_id, variant_id, replica_id):
+                    self._link.send(Stopped(device=device_id, variant=variant_id, replica=replica_id))
+                case do.SendDied(device_id, variant_id, replica_id, rows, reason):
+                    _log(f"{replica_id} died: {reason}")
+                    died = Died(device=device_id, variant=variant_id, replica=replica_id, rows=rows, reason=reason)
+                    self._link.send(died)
+                case do.SendLoadFailed(device_id, variant_id, replica_id, kind, reason):
+                    _log(f"{replica_id or variant_id} could not load: {reason}")
+                    self._link.send(
+                        LoadFailed(device=device_id, variant=variant_id, replica=replica_id, kind=kind, reason=reason)
+                    )
+                case do.SendLeaving():
+                    self._link.send(Leaving(grace_s=decision.grace_s, reason=decision.reason))
+                case do.Exit():
+                    _log(f"leaving: {decision.reason}")
+                    self._over.set()
+
+    def _feed(self, decision: do.FeedRows) -> None:
+        process = self._servers.processes.get(decision.replica_id)
+        if process is None:
+            return
+        operation = None
+        if decision.job_id not in process.operations:
+            process.operations.add(decision.job_id)
+            operation = self._operations[decision.job_id][1]
+        chunks = self._stores[decision.lease_id].get(decision.spans)
+        feed = Feed(lease=decision.lease_id, job=decision.job_id, chunks=chunks, operation=operation)
+        self._servers.feed(decision.replica_id, feed)
+
+    def _drop(self, decision: do.DropRows) -> None:
+        store = self._stores.get(decision.lease_id)
+        if store is None:
+            return
+        if decision.spans is not None:
+            store.drop(decision.spans)
+        if decision.spans is None or not len(store):
+            del self._stores[decision.lease_id]
+
+    def _resident(self, replica_id: str) -> Resident | None:
+        replica = self._agent.replicas.get(replica_id)
+        if replica is None or replica.state not in {ReplicaState.STARTING, ReplicaState.LIVE}:
+            return None
+        load_s, stages = self._load_s.get(replica_id, (0.0, {}))
+        process = self._servers.processes.get(replica_id)
+        return Resident(
+            device=replica.device_id,
+            variant=replica.variant.variant_id,
+            replica=replica_id,
+            state="live" if replica.state is ReplicaState.LIVE else "starting",
+            pid=process.pid if process is not None else 0,
+            wanted=replica.wanted,
+            memory_bytes=replica.memory_bytes,
+            load_s=load_s,
+            stages=stages,
+        )
+
+    # --- time and signals
+
+    async def _beat(self) -> None:
+        beaten = 0.0
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._handle(ev.Tick())
+            if time.monotonic() - beaten >= BEAT_S:
+                beaten = time.monotonic()
+                self._link.send(Beat(started=self._agent.started))
+
+    def _signalled(self, number: signal.Signals) -> None:
+        self._handle(ev.DrainAsked(self._spec.grace_s, f"it got {number.name}"))
+
+
+def _log(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,247 @@
+"""The agent's hands: runtime servers, and the replicas that they fork.
+
+`Servers.start` brings up a replica and returns its connection; `ended` is called once for each, when its socket has closed
+(so every result that it sent has been taken) and its exit status is known, or can't be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pilotlight.engines.direct import Connection, adopt
+from pilotlight.messages import Exited, Feed, Forked, Load, Quit, ReplicaReply, ServerReply, Spawn
+from pilotlight.wire import Context, DeviceSpec
+
+EXIT_STATUS_S_MAX = 1.0
+LOG_TAIL_BYTES = 4096
+
+
+@dataclass(slots=True)
+class Process:
+    """A replica's process as the agent holds it."""
+
+    replica_id: str
+    context: Context
+    log_path: Path
+    connection: Connection | None = None
+    pid: int = 0
+    status: int | None = None
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    operations: set[str] = field(default_factory=set)
+
+
+class Server:
+    """One runtime server's process and its control socket."""
+
+    def __init__(self, runtime: str, log_dir: Path, prefix: str, on_reply: Callable[[ServerReply], None]) -> None:
+        ours, theirs = socket.socketpair()
+        self.runtime = runtime
+        self._control = ours
+        self._control.setblocking(False)
+        self._text = b""
+        self._on_reply = on_reply
+        self.log_path = log_dir / f"{prefix}-server-{runtime}.log"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pilotlight.worker.server", runtime, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+            )
+        theirs.close()
+        asyncio.get_running_loop().add_reader(self._control, self._readable)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can fork."""
+        return self._control.fileno() >= 0 and self.process.poll() is None
+
+    def spawn(self, spawn: Spawn, sock: socket.socket) -> None:
+        """Ask for a replica. Raises OSError where the server is gone."""
+        socket.send_fds(self._control, [msgspec.json.encode(spawn) + b"\n"], [sock.fileno()])
+
+    def _readable(self) -> None:
+        try:
+            data = self._control.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        *lines, self._text = (self._text + data).split(b"\n")
+        for line in lines:
+            self._on_reply(msgspec.json.decode(line, type=ServerReply))
+
+    def close(self) -> None:
+        """Let it end."""
+        if self._control.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._control)
+            self._control.close()
+
+
+class Servers:
+    """All runtime servers and replicas of one agent."""
+
+    def __init__(
+        self,
+        log_dir: Path,
+        prefix: str,
+        on_message: Callable[[str, ReplicaReply], None],
+        on_ended: Callable[[str, str], None],
+    ) -> None:
+        self._log_dir = log_dir
+        self._prefix = prefix
+        self._on_message = on_message
+        self._on_ended = on_ended
+        self._servers: dict[str, Server] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.processes: dict[str, Process] = {}
+
+    def start(self, replica_id: str, context: Context, device: DeviceSpec) -> None:
+        """Have a replica forked and told what to load."""
+        log_path = self._log_dir / f"{replica_id}.log"
+        process = Process(replica_id, context, log_path)
+        self.processes[replica_id] = process
+        ours, theirs = socket.socketpair()
+        try:
+            self._server(context.runtime).spawn(Spawn(replica=replica_id, log_path=str(log_path)), theirs)
+        except OSError as error:
+            ours.close()
+            asyncio.get_running_loop().call_soon(self._gone, replica_id, f"its runtime server is gone ({error})")
+            return
+        finally:
+            theirs.close()
+        self._run(self._connect(process, ours, device))
+
+    async def _connect(self, process: Process, ours: socket.socket, device: DeviceSpec) -> None:
+        def prepare(connection: Connection) -> None:
+            connection.on_message = lambda message: self._on_message(process.replica_id, message)
+            connection.on_closed = lambda _: self._run(self._after_close(process))
+
+        process.connection = await adopt(ours, ReplicaReply, prepare)
+        process.connection.send(Load(context=process.context, device=device))
+
+    async def _after_close(self, process: Process) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.exited.wait(), EXIT_STATUS_S_MAX)
+        if process.status is None and process.pid:
+            # Its server died: the replica is our child now, or a stranger's that no longer answers.
+            with contextlib.suppress(OSError):
+                os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.waitpid(process.pid, 0)
+        self._gone(process.replica_id, self._how(process))
+
+    def _gone(self, replica_id: str, reason: str) -> None:
+        if self.processes.pop(replica_id, None) is not None:
+            self._on_ended(replica_id, reason)
+
+    def _how(self, process: Process) -> str:
+        server = self._servers.get(process.context.runtime)
+        if process.pid == 0 and server is not None:
+            status = server.process.poll()
+            return f"its runtime server could not start (exit {status}){_last_line(server.log_path)}"
+        status = process.status
+        if status is None:
+            return "it ended with its runtime server"
+        if status < 0:
+            name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+            hint = "; the machine may have run out of memory" if status == -signal.SIGKILL else ""
+            return f"killed by {name}{hint}{_last_line(process.log_path)}"
+        return f"it exited with status {status}{_last_line(process.log_path)}"
+
+    def _server(self, runtime: str) -> Server:
+        server = self._servers.get(runtime)
+        if server is None or not server.alive:
+            if server is not None:
+                server.close()
+            server = self._servers[runtime] = Server(runtime, self._log_dir, self._prefix, self._server_said)
+        return server
+
+    def _server_said(self, reply: ServerReply) -> None:
+        process = self.processes.get(reply.replica)
+        match reply:
+            case Forked():
+                if process is not None:
+                    process.pid = reply.pid
+            case Exited():
+                if process is not None:
+                    process.status = reply.status
+                    process.exited.set()
+                    if process.connection is None:
+                        self._gone(process.replica_id, self._how(process))
+                    else:
+                        self._run(self._force_close(process))
+
+    async def _force_close(self, process: Process) -> None:
+        """A dead replica's socket may live on in a child of it: don't wait for that child."""
+        assert process.connection is not None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.connection.gone.wait(), EXIT_STATUS_S_MAX)
+            return
+        process.connection.close("its process is gone")
+
+    def feed(self, replica_id: str, feed: Feed) -> None:
+        """Send rows to a replica; one that is gone swallows them (`on_ended` tells)."""
+        process = self.processes.get(replica_id)
+        if process is not None and process.connection is not None:
+            process.connection.send(feed)
+
+    def stop(self, replica_id: str, *, kill: bool) -> None:
+        """Ask a replica to end, or kill it."""
+        process = self.processes.get(replica_id)
+        if process is None:
+            return
+        if kill and process.pid:
+            with contextlib.suppress(OSError):
+                os.kill(process.pid, signal.SIGKILL)
+        elif process.connection is not None:
+            process.connection.send(Quit())
+
+    def close(self) -> None:
+        """Kill what runs. The servers end as their sockets close."""
+        for process in self.processes.values():
+            if process.pid:
+                with contextlib.suppress(OSError):
+                    os.kill(process.pid, signal.SIGKILL)
+        for server in self._servers.values():
+            server.close()
+        for server in self._servers.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.process.wait(1.0)
+            if server.process.returncode is None:
+                server.process.kill()
+                server.process.wait()
+
+    def _run(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _last_line(path: Path) -> str:
+    """The last line of a log, as the end of a sentence; nothing where it is empty."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            lines = log.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return f": {lines[-1].strip()}" if lines else ""
