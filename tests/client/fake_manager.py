@@ -8,6 +8,7 @@ their result's form; a `map` calls its function here). Rows are answered backwar
 from __future__ import annotations
 
 import asyncio
+import base64
 import fcntl
 import os
 import signal
@@ -19,7 +20,7 @@ import cloudpickle
 import msgspec
 
 from pilotlight.engines import direct
-from pilotlight.io.rows import decode_pickle, encode_pickle
+from pilotlight.io.rows import encode_pickle
 from pilotlight.messages import (
     Accepted,
     Cancel,
@@ -67,7 +68,7 @@ class FakeJob:
     def answer(self, index: int, line: bytes) -> bytes:
         if self.request.operation.row_format == "pickle":
             try:
-                row = cloudpickle.loads(decode_pickle(line))
+                row = cloudpickle.loads(base64.b64decode(line, validate=True))
                 value = self.function(*self.state, row)
             except Exception as error:  # noqa: BLE001
                 return msgspec.json.encode({"index": index, "error": {"kind": "function_error", "message": str(error)}})

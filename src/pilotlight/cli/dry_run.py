@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from pilotlight.cli import checks
 from pilotlight.cli.options import RunOptions
+from pilotlight.client import checks
 from pilotlight.client.console.summary import render
 from pilotlight.client.launch import default_workers
 from pilotlight.client.llm import LLM

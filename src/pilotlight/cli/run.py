@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from pilotlight.cli import checks
 from pilotlight.cli.options import Inputs, ModelOptions, Output, RunOptions, SamplingOptions
-from pilotlight.client.console.follow import Ending, follow
-from pilotlight.client.console.summary import render, summarise
+from pilotlight.client import checks
+from pilotlight.client.console.follow import follow, say_ending
 from pilotlight.client.llm import LLM
 from pilotlight.client.pool import Pool, check_labels
 from pilotlight.core.errors import ConfigError
@@ -110,16 +109,6 @@ def run_files(llm: LLM, operation: Operation, inputs: list[Path], output: Path, 
     )
     say_ending(ending, output, quiet=options.quiet)
     return ending.exit_code
-
-
-def say_ending(ending: Ending, output: Path, *, quiet: bool) -> None:
-    """The summary on stdout, and what the user should know on stderr."""
-    if ending.ended is not None and not quiet:
-        report = output.with_name(output.name + ".report.json")
-        print(render(summarise(ending.ended, output=str(output), report=str(report) if report.exists() else None)))
-    for note in ending.notes:
-        if not quiet or ending.exit_code not in {0, 3}:
-            print(f"pilotlight: {note}", file=sys.stderr)
 
 
 def _json_object(text: str | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from pilotlight.cli import checks
+from pilotlight.client import checks
 from pilotlight.cli.options import ModelOptions, RunOptions, SamplingOptions
 from pilotlight.cli.run import run_files
 from pilotlight.core.errors import ConfigError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,6 @@ import msgspec
 
 from pilotlight.client import pickling
 from pilotlight.core.errors import RequestError
-from pilotlight.io.rows import encode_pickle
 
 _encode = msgspec.json.Encoder().encode
 
@@ -50,11 +50,10 @@ def pickle_line(function_name: str) -> Callable[[Any], bytes]:
 
     def encode(row: Any) -> bytes:
         if row is None or type(row) in _PLAIN:
-            return encode_pickle(_NO_INDEX, pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL))
-        return encode_pickle(_NO_INDEX, pickling.dumps(row, what))
+            return base64.b64encode(pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL))
+        return base64.b64encode(pickling.dumps(row, what))
 
     return encode
 
 
-_NO_INDEX = -1
 _PLAIN = frozenset({str, bytes, int, float, bool})

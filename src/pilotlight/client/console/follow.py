@@ -6,8 +6,10 @@ same command goes on later, because the manager keeps what is finished.
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +20,11 @@ from typing import Any
 
 from pilotlight.client.console.display import Display, choose
 from pilotlight.client.console.fold import Fold
+from pilotlight.client.console.summary import render, summarise
 from pilotlight.client.jobs import Job
 from pilotlight.client.pool import Pool
 from pilotlight.core.errors import JobCancelled, JobFailed, OutputError
+from pilotlight.io.report import report_path
 from pilotlight.messages import JobEnded, Notice, Snapshot
 
 POLL_S = 0.1
@@ -163,3 +167,14 @@ def _ending(ended: JobEnded, interrupts: Interrupts, output: Path, logs: str) ->
     if logs and code not in {0, ROW_ERRORS_EXIT_CODE}:
         notes.append(logs)
     return Ending(code, ended, notes)
+
+
+def say_ending(ending: Ending, output: Path, *, quiet: bool, more: list[tuple[str, str]] | None = None) -> None:
+    """The summary on stdout (with `more` lines of the caller's), and what the user should know on stderr."""
+    if ending.ended is not None and not quiet:
+        report = report_path(str(output))
+        lines = summarise(ending.ended, output=str(output), report=report if os.path.exists(report) else None)
+        print(render(lines + (more or [])))
+    for note in ending.notes:
+        if not quiet or ending.exit_code not in {0, ROW_ERRORS_EXIT_CODE}:
+            print(f"pilotlight: {note}", file=sys.stderr)

@@ -1,0 +1,121 @@
+"""Claims as people have them, made into rows for a model.
+
+Two forms are read, also mixed: FEVER's (`evidence` names Wikipedia pages and sentences, and holds no text), and rows
+whose `evidence` is the text itself. Both have `claim`, and may have `id` and `label`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pilotlight.core.errors import ConfigError, RequestError
+from pilotlight.io.jsonl import JsonlSource
+from pilotlight.io.rows import decode_row
+
+LABELS = ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")
+"""FEVER's labels; the model compares them as continuations of the prompt."""
+
+_READ_ROWS = 4096
+
+
+@dataclass
+class Prepared:
+    """What was read of a file of claims. `paths`: the rows for the model, in a folder that `remove` deletes."""
+
+    folder: Path
+    paths: list[Path] = field(default_factory=list[Path])
+    claims: int = 0
+    with_evidence: int = 0
+    labelled: int = 0
+
+    def remove(self) -> None:
+        """Delete the prepared rows; they can be made again."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def render_prompt(claim: str, evidence: str | None) -> str:
+    """The text that a label continues; without evidence it has no such line, as in training."""
+    given = f"Evidence: {evidence}\n" if evidence else ""
+    return f"{given}Claim: {claim}\nVerdict:"
+
+
+def evidence_text(evidence: Any) -> str | None:
+    """The evidence's sentences; None where there are none, or only names of where they would be found."""
+    if isinstance(evidence, str):
+        return " ".join(evidence.split()) or None
+    if isinstance(evidence, list) and evidence and all(isinstance(sentence, str) for sentence in evidence):
+        return evidence_text(" ".join(evidence))
+    return None
+
+
+def row_for_model(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """The row as the model gets it. `custom_id` carries what the output must name: id, label given, evidence or not.
+
+    Raises `ConfigError` for a label that is not FEVER's; a row without a claim gets no prompt and becomes an error row.
+    """
+    label = row.get("label")
+    if label is not None and label not in LABELS:
+        message = f"{where} has the label {label!r}; labels are {', '.join(LABELS)}"
+        raise ConfigError(message)
+    claim, evidence = row.get("claim"), evidence_text(row.get("evidence"))
+    carried = {"id": row.get("id"), "label": label, "evidence": evidence is not None}
+    kept = {name: value for name, value in carried.items() if value is not None}
+    if not isinstance(claim, str) or not claim.strip():
+        return {"custom_id": kept}
+    return {"custom_id": kept, "prompt": render_prompt(" ".join(claim.split()), evidence)}
+
+
+def prepare(claims: Path, output: Path, *, passes: int = 1) -> Prepared:
+    """Write the rows for the model into a hidden folder beside the output, under the claims' own file name.
+
+    The same claims give the same bytes at the same path, line for line, so that a rerun goes on where an interrupted
+    one was, and errors name the right line. `passes`: how often the claims are written, one pass after the other.
+    Raises `InputError` and `ConfigError`.
+    """
+    source = JsonlSource([str(claims)])
+    prepared = Prepared(output.absolute().with_name(f".{output.name}.claims"))
+    prepared.folder.mkdir(exist_ok=True)
+    path = prepared.folder / claims.name.removesuffix(".gz").removesuffix(".zst")
+    prepared.paths = [path]
+    try:
+        lines = list(_lines(source, claims.name, prepared)) if passes > 1 else _lines(source, claims.name, prepared)
+        with path.open("wb") as file:
+            for _ in range(passes):
+                file.writelines(lines)
+    except BaseException:
+        prepared.remove()
+        raise
+    finally:
+        source.close()
+    prepared.claims *= passes
+    prepared.with_evidence *= passes
+    prepared.labelled *= passes
+    return prepared
+
+
+def _lines(source: JsonlSource, origin: str, prepared: Prepared) -> Iterator[bytes]:
+    """A prepared line for each line of the file, an empty one for an empty one."""
+    line_next = 1
+    while chunks := source.read(_READ_ROWS):
+        for chunk in chunks:
+            yield b"\n" * (chunk.line - line_next)
+            line_next = chunk.line + chunk.count
+            for number, line in enumerate(chunk.blob.split(b"\n"), chunk.line):
+                prepared.claims += 1
+                yield _line(line, origin, number, prepared) + b"\n"
+
+
+def _line(line: bytes, origin: str, number: int, prepared: Prepared) -> bytes:
+    try:
+        row = row_for_model(decode_row(line, origin, number), f"{origin} line {number}")
+    except RequestError:
+        return line.strip()
+    prepared.with_evidence += row["custom_id"]["evidence"]
+    prepared.labelled += "label" in row["custom_id"]
+    return msgspec.json.encode(row)
