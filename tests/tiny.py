@@ -86,6 +86,4 @@ def make_model(folder: Path, *, config: Any = None, seed: int = 0, chat_template
 
 def context_of(folder: Path, **options: Any) -> Context:
     """A context of the transformers runtime."""
-    return Context(
-        runtime="transformers", name="tiny", identity=str(folder), model_path=str(folder), options=options
-    )
+    return Context(runtime="transformers", name="tiny", identity=str(folder), model_path=str(folder), options=options)

@@ -19,7 +19,14 @@ from pilotlight.wire import Operation
 from tests import tiny
 
 LABELS = ["SUPPORTS", "REFUTES", "NOT ENOUGH INFO", "NOT"]
-CLAIMS = ["The Elbe flows through Hamburg.", "Marie Curie was born in Paris.", "0", "Is water wet? " * 5, "fox\n", "dog"]
+CLAIMS = [
+    "The Elbe flows through Hamburg.",
+    "Marie Curie was born in Paris.",
+    "0",
+    "Is water wet? " * 5,
+    "fox\n",
+    "dog",
+]
 SHARED = "Answer yes or no. The quick brown fox jumps over the lazy dog. "
 TOLERANCE = 2e-4
 """Absolute, on sums of log-probabilities of up to about 60 in float32; seen: 3e-5."""
@@ -85,7 +92,9 @@ def test_one_token_labels_need_no_tree(model: Any, reference: Any, tokenizer: An
     labels = ["a", "b", "0"]
     (outcome,) = run_rows(model, classify(labels=labels), [{"prompt": "x\n"}])
     ids = tokenizer("x\n")["input_ids"]
-    check_scores(outcome, {label: brute_force(reference, ids, label_ids(tokenizer, label, spaced=False)) for label in labels})
+    check_scores(
+        outcome, {label: brute_force(reference, ids, label_ids(tokenizer, label, spaced=False)) for label in labels}
+    )
 
 
 def test_models_that_are_not_plain_score_the_same(folder: Path, model: Any) -> None:

@@ -156,7 +156,13 @@ def test_stop_strings_cut_the_text(model: Any) -> None:
 
 @pytest.mark.parametrize(
     "sampling",
-    [{}, {"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.05}, {"presence_penalty": 0.7, "frequency_penalty": 0.4, "top_k": 9}],
+    [
+        {},
+        {"top_p": 0.8},
+        {"top_k": 5},
+        {"min_p": 0.05},
+        {"presence_penalty": 0.7, "frequency_penalty": 0.4, "top_k": 9},
+    ],
 )
 def test_samples_depend_on_seed_and_index_alone(model: Any, folder: Path, sampling: dict[str, Any]) -> None:
     operation = generate(temperature=0.9, seed=3, **sampling)

@@ -87,7 +87,8 @@ def test_a_missing_field_is_named(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [{"text": "x"}, [1, 2], {"prompt": 3}, {"messages": []}, {"messages": [{"content": 1}]}, {"prompt": [0, 9999]}]
+    "payload",
+    [{"text": "x"}, [1, 2], {"prompt": 3}, {"messages": []}, {"messages": [{"content": 1}]}, {"prompt": [0, 9999]}],
 )
 def test_what_is_no_prompt_is_a_bad_row(payload: Any) -> None:
     template = tiny.CHAT_TEMPLATE.replace("{{ bos_token }}", "{{ messages[0]['role'].upper() }}")
@@ -141,7 +142,9 @@ def openai_row(url: str = "/v1/chat/completions", **body: Any) -> dict[str, Any]
 
 
 def test_openai_bodies_are_chats_or_completions(tokenizer: Any) -> None:
-    chat = render(tokenizer, openai_row(messages=MESSAGES, max_completion_tokens=3, temperature=0), result_format="openai")
+    chat = render(
+        tokenizer, openai_row(messages=MESSAGES, max_completion_tokens=3, temperature=0), result_format="openai"
+    )
     assert isinstance(chat, Prompt)
     assert chat.ids == chat_ids(tokenizer, MESSAGES)
     assert (chat.max_tokens, chat.sampling.temperature) == (3, 0)
@@ -152,7 +155,8 @@ def test_openai_bodies_are_chats_or_completions(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{"n": 2}, {"stream": True}, {"tools": [{}]}, {"logprobs": True}, {"response_format": {"type": "json_object"}}]
+    "body",
+    [{"n": 2}, {"stream": True}, {"tools": [{}]}, {"logprobs": True}, {"response_format": {"type": "json_object"}}],
 )
 def test_openai_wishes_that_we_would_ignore_are_refused(tokenizer: Any, body: dict[str, Any]) -> None:
     error = refusal(tokenizer, openai_row(messages=MESSAGES, **body), result_format="openai")

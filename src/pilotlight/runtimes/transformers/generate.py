@@ -144,9 +144,9 @@ class Decoder:
     def _token(self, running: _Running) -> list[Generating]:
         start_s = time.monotonic()
         live = [place for place, row in enumerate(running.rows) if row.finish_reason is None]
-        logits = running.cohort.decode([
-            row.chooser.chosen[-1] if row.finish_reason is None else None for row in running.rows
-        ])
+        logits = running.cohort.decode(
+            [row.chooser.chosen[-1] if row.finish_reason is None else None for row in running.rows]
+        )
         if len(live) < len(running.rows):
             logits = logits[live]
         finished = self._choose(logits, [running.rows[place] for place in live])

@@ -87,7 +87,12 @@ def load(context: Context, device: DeviceSpec) -> Loaded:
     dtype = choose_dtype(context.options.get("dtype", "auto"), config, device)
     try:
         network = transformers.AutoModelForCausalLM.from_pretrained(
-            _folder(context), config=config, dtype=dtype, use_safetensors=True, **_attention(config), **_arguments(context)
+            _folder(context),
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            **_attention(config),
+            **_arguments(context),
         )
         network.eval()
         read_s = time.monotonic()

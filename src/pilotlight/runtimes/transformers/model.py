@@ -24,6 +24,7 @@ from pilotlight.runtimes.transformers.generate import Decoder, Generating
 from pilotlight.runtimes.transformers.loading import Loaded
 from pilotlight.runtimes.transformers.network import Network
 from pilotlight.runtimes.transformers.prefix import SharedPrefix
+from pilotlight.runtimes.transformers.probe import PROVEN, agrees
 from pilotlight.runtimes.transformers.prompts import Prompt, Prompter, RowError
 from pilotlight.runtimes.transformers.sampling import BadSampling, chooser
 from pilotlight.runtimes.transformers.text import StopWatch
@@ -81,6 +82,8 @@ class TransformersModel:
         self._answered = self._added = 0
         self._row_tokens: float | None = None
         self._generated = False
+        if self._network.plain and getattr(loaded.config, "model_type", "") not in PROVEN:
+            self._network.plain = agrees(self._network)
         token_bytes, tokens_per_s = self._warm(loaded.max_model_len)
         cuda = loaded.device.type == "cuda"
         tokens_max = TOKENS_MAX_CUDA if cuda else TOKENS_MAX_CPU
@@ -379,5 +382,3 @@ def _eos_ids(loaded: Loaded) -> frozenset[int]:
     if not found and loaded.tokenizer.eos_token_id is not None:
         found.add(loaded.tokenizer.eos_token_id)
     return frozenset(found)
-
-

@@ -63,9 +63,7 @@ class Network:
         return self._run(ids, keep, arguments).logits
 
     @torch.inference_mode()
-    def logits_own_cache(
-        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
-    ) -> tuple[Tensor, Any]:
+    def logits_own_cache(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last column (rows, vocabulary) and the model's own cache, for models that are not plain.
 
         mask: (rows, all columns so far), zero on left padding. cache: None at first, then what was returned.

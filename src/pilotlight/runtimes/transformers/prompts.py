@@ -211,7 +211,9 @@ def _formatted(template: str, fields: dict[str, Any]) -> str:
         return template.format_map(fields)
     except KeyError as error:
         name = str(error.args[0])
-        raise _Refused("bad_row", f"The prompt template needs the field `{name}`; the row has {_names(fields)}.") from None
+        raise _Refused(
+            "bad_row", f"The prompt template needs the field `{name}`; the row has {_names(fields)}."
+        ) from None
     except Exception as error:
         text = f"The prompt template can't be filled from this row: {type(error).__name__}: {error}."
         raise _Refused("bad_row", text) from error

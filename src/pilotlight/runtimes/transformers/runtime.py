@@ -37,7 +37,9 @@ class TransformersRuntime:
         except PilotlightError:
             raise
         except Exception as error:
-            raise LoadError(f"{context.name} loaded, but its first request failed: {loading.one_line(error)}") from error
+            raise LoadError(
+                f"{context.name} loaded, but its first request failed: {loading.one_line(error)}"
+            ) from error
 
     def preview(self, context: Context, operation: Operation, payloads: Sequence[Any]) -> list[dict[str, Any]]:
         """See `ports.Runtime`."""

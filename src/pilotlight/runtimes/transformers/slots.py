@@ -35,9 +35,7 @@ class _SlotLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self._slots.columns
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         slots = self._slots
         stop = slots.columns + key_states.shape[2]
         self.keys = self._written(self.keys, key_states, 0, stop)
@@ -93,10 +91,7 @@ class Slots:
 
     def shared(self, columns: int) -> KeysValues:
         """The first columns of row 0, to be a prefix of others. A view where nothing follows, else a copy."""
-        return [
-            (_part(layer.keys, columns), _part(layer.values, columns))
-            for layer in self._layers
-        ]
+        return [(_part(layer.keys, columns), _part(layer.values, columns)) for layer in self._layers]
 
     def select(self, rows: Sequence[int], columns: int) -> None:
         """Keep these rows, in this order, and their first columns."""

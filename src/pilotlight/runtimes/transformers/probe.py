@@ -1,0 +1,49 @@
+"""Whether a model of an unknown family may be handled as plain: tried out, not guessed.
+
+Masks, positions and caches of our own are exact for families that the tests compare with transformers. For any other
+(code from the model's folder, positions that come from the mask) both ways are run on two short prompts while the
+model warms up, and ours is used only if the logits agree.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pilotlight.runtimes.transformers.classify import LabelTree, score
+from pilotlight.runtimes.transformers.cohorts import OwnCohort, SlotCohort
+from pilotlight.runtimes.transformers.network import Network
+from pilotlight.runtimes.transformers.prefix import SharedPrefix
+
+PROVEN = frozenset({"llama", "qwen2", "qwen3", "mistral", "gpt2", "granite", "smollm3", "phi3", "olmo2", "gemma"})
+"""Values of `model_type` that tests compare with transformers."""
+TOLERANCE_FLOAT32 = 1e-3
+TOLERANCE_HALF = 0.1
+"""Greatest difference of logits as a part of their standard deviation."""
+LENGTHS = (3, 8)
+
+
+def agrees(network: Network) -> bool:
+    """Whether our way and the model's own give the same logits. Leaves `network.plain` as it was."""
+    batch = [[(7 * place + length) % network.vocabulary for place in range(length)] for length in LENGTHS]
+    tree = LabelTree([[1, 2, 3], [1, 4]])
+    nothing = SharedPrefix(network, enabled=False)
+    try:
+        mine, first = SlotCohort.begin(network, batch, nothing)
+        own, own_first = OwnCohort.begin(network, batch)
+        pairs = [(first, own_first)]
+        pairs.append((mine.decode([5, 6]), own.decode([5, 6])))
+        pairs.append((torch.tensor(score(network, batch, tree, nothing)), _plainly(network, batch, tree, nothing)))
+    except Exception:  # whatever it is that our way does not suit: the model's own way is there
+        return False
+    tolerance = TOLERANCE_FLOAT32 if network.dtype is torch.float32 else TOLERANCE_HALF
+    scale = float(first.float().std())
+    return all(float((one.float() - two.float()).abs().max()) <= tolerance * scale for one, two in pairs)
+
+
+def _plainly(network: Network, batch: list[list[int]], tree: LabelTree, nothing: SharedPrefix) -> Tensor:
+    plain, network.plain = network.plain, False
+    try:
+        return torch.tensor(score(network, batch, tree, nothing))
+    finally:
+        network.plain = plain
