@@ -28,10 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("pool_dir")
     parser.add_argument("--ready-fd", type=int, help="where to write a line once clients may connect")
     options = parser.parse_args(argv)
+    parent_pid = os.getppid()
     try:
         spec = _read_spec(Path(options.pool_dir))
         epoch = _take_epoch(Path(options.pool_dir))
-        asyncio.run(_serve(options.pool_dir, spec, epoch, options.ready_fd))
+        asyncio.run(_serve(options.pool_dir, spec, epoch, options.ready_fd, parent_pid))
     except PilotlightError as error:
         print(f"pilotlight manager: {error}", file=sys.stderr)
         _say(options.ready_fd, msgspec.json.encode(_facts(error)) + b"\n")
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None) -> None:
+async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None, parent_pid: int) -> None:
     link = build.manager_link(pool_dir)
     options = Options(silence_s=spec.silence_s, keep_alive_s=spec.keep_alive_s)
     provider = build.provider(pool_dir, spec)
@@ -50,14 +51,19 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
     manager = Manager(epoch, link, Keeper(provider, spec.workers, note), options)
     clients = Clients(pool_dir, spec, manager)
     loop = asyncio.get_running_loop()
+    owner: asyncio.Task[None] | None = None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, clients.over.set)
     try:
         await manager.start()
         await clients.start()
         _say(ready_fd, b"ready\n")
+        if not spec.lasting:
+            owner = loop.create_task(clients.await_owner(parent_pid))
         await clients.over.wait()
     finally:
+        if owner is not None:
+            owner.cancel()
         await clients.stop()
         await manager.stop()
 

@@ -41,6 +41,8 @@ from pilotlight.wire import VERSION, PathInput, PoolSpec
 
 EXIT_CODES = {JobState.COMPLETED: 0, JobState.CANCELLED: 130, JobState.FAILED: 1, JobState.SUSPENDED: 1}
 ERROR_ROWS_EXIT_CODE = 3
+OWNER_S_MAX = 30.0
+OWNER_LOOK_S = 0.25
 
 
 @dataclass(eq=False, slots=True)
@@ -68,6 +70,15 @@ class Clients:
     async def start(self) -> None:
         """Listen."""
         self._server = await listen(self._path, ClientMessage, self._arrived)
+
+    async def await_owner(self, parent_pid: int) -> None:
+        """End a pool whose owner died before it could say hello: its process is gone, or it takes too long."""
+        deadline = time.monotonic() + OWNER_S_MAX
+        while not any(client.owner for client in self._clients):
+            if os.getppid() != parent_pid or time.monotonic() > deadline:
+                self.over.set()
+                return
+            await asyncio.sleep(OWNER_LOOK_S)
 
     async def stop(self) -> None:
         """End all jobs, tell their clients, and close."""
