@@ -12,7 +12,7 @@ from typing import Any
 from pilotlight.wire import Context, DeviceSpec
 
 CORPUS = [
-    "Evidence: The river Elbe flows through Dresden and Hamburg.\nClaim: The Elbe flows through Hamburg.\nVerdict: SUPPORTS",
+    "Evidence: The river Elbe flows through Dresden.\nClaim: The Elbe flows through Hamburg.\nVerdict: SUPPORTS",
     "Evidence: Marie Curie was born in Warsaw.\nClaim: Marie Curie was born in Paris.\nVerdict: REFUTES",
     "Answer yes or no. Is water wet? The quick brown fox jumps over the lazy dog. NOT ENOUGH INFO",
     "user system assistant: you are a helpful assistant that says hello to the world 0 1 2 3 4 5 6 7 8 9",

@@ -1,5 +1,7 @@
 """Labels' scores against plain forwards of prompt and label, one by one."""
 
+# ruff: noqa: E402  (what is imported needs what `importorskip` looks for)
+
 from __future__ import annotations
 
 import math

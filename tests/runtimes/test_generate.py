@@ -1,5 +1,7 @@
 """Greedy text equals transformers' own `generate`; where texts end; what does not depend on the batch."""
 
+# ruff: noqa: E402  (what is imported needs what `importorskip` looks for)
+
 from __future__ import annotations
 
 from pathlib import Path

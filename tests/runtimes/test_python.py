@@ -174,6 +174,7 @@ def test_a_function_that_cannot_be_unpickled_answers_its_rows() -> None:
     assert results(outcomes) == ["function_error"] * 2
     outcomes = run_rows(model, Operation(kind="generate"), [1])
     assert "not `generate`" in outcomes[0].error
+    model.close()
 
 
 def test_a_load_that_fails_says_why() -> None:
@@ -188,3 +189,4 @@ def test_wanted_follows_speed() -> None:
     model = PythonRuntime().load(context(), CPU)
     run_rows(model, operation(lambda payload: payload), list(range(1000)))
     assert model.wanted > 100
+    model.close()

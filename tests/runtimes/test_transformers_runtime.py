@@ -1,5 +1,7 @@
 """TransformersRuntime: the kit (with forks), loading and its errors, and other families of models."""
 
+# ruff: noqa: E402  (what is imported needs what `importorskip` looks for)
+
 from __future__ import annotations
 
 import subprocess

@@ -12,7 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from pilotlight.core.errors import LoadError
 from pilotlight.ports import Outcome, Row
@@ -53,7 +53,7 @@ class EchoModel:
         """Rows not answered yet."""
         return len(self._waiting)
 
-    def add(self, operation: Operation, rows: Sequence[Row]) -> None:
+    def add(self, operation: Operation, rows: Sequence[Row]) -> None:  # noqa: ARG002
         """Any operation kind is echoed."""
         self._waiting.extend(rows)
 
@@ -69,7 +69,7 @@ class EchoModel:
                 done.append(Outcome(row.ticket, payload))
                 continue
             stop_s = stop_s or time.monotonic() + STEP_S
-            done.append(_steered(row, payload))
+            done.append(_steered(row, cast("dict[str, Any]", payload)))
             if time.monotonic() >= stop_s:
                 break
         return done
@@ -87,7 +87,7 @@ class EchoRuntime:
     def preload(self) -> None:
         """Nothing to import."""
 
-    def load(self, context: Context, device: DeviceSpec) -> EchoModel:
+    def load(self, context: Context, device: DeviceSpec) -> EchoModel:  # noqa: ARG002
         """Take `load_s` seconds, then succeed, or fail with the text of `fail_load`."""
         options = context.options
         load_s = float(options.get("load_s", 0.0))
@@ -97,7 +97,12 @@ class EchoRuntime:
             raise LoadError(str(options["fail_load"]))
         return EchoModel(options, load_s)
 
-    def preview(self, context: Context, operation: Operation, payloads: Sequence[Any]) -> list[dict[str, Any]]:
+    def preview(
+        self,
+        context: Context,  # noqa: ARG002
+        operation: Operation,  # noqa: ARG002
+        payloads: Sequence[Any],
+    ) -> list[dict[str, Any]]:
         """The payload's text, and no tokens."""
         return [{"prompt": str(payload), "prompt_tokens": 0, "token_ids": []} for payload in payloads]
 

@@ -200,7 +200,7 @@ def _in_child(function: Callable[[RuntimeCase], Any], case: RuntimeCase) -> Any:
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
-            input=cloudpickle.dumps((function, case, sys.path)),
+            input=cloudpickle.dumps((function, case, sys.path)),  # pyright: ignore[reportUnknownMemberType]
             pass_fds=(write,),
             env=environment,
             timeout=CHILD_TIMEOUT_S,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,10 +34,10 @@ class LabelTree:
     """
 
     labels: list[list[int]]
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    steps: list[list[tuple[int, int]]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list[int])
+    parents: list[int] = field(default_factory=list[int])
+    depths: list[int] = field(default_factory=list[int])
+    steps: list[list[tuple[int, int]]] = field(default_factory=list[list[tuple[int, int]]])
 
     def __post_init__(self) -> None:
         places: dict[tuple[int, ...], int] = {(): -1}
@@ -109,7 +109,7 @@ def score(network: Network, prompts: Sequence[list[int]], tree: LabelTree, prefi
     scores = torch.zeros((len(prompts), len(tree.labels)), dtype=torch.float32, device=network.device)
     for node, gain in gained.items():
         scores[:, _labels_after(tree, node)] += gain
-    return scores.tolist()
+    return _listed(scores)
 
 
 def padded(batch: Sequence[list[int]], device: torch.device) -> tuple[Tensor, int]:
@@ -144,15 +144,18 @@ def _gather(logits: Tensor, tree: LabelTree, node: int) -> Tensor:
     return logits[:, wanted] - logits.logsumexp(dim=-1, keepdim=True)
 
 
+def _listed(scores: Tensor) -> list[list[float]]:
+    return cast("list[list[float]]", scores.tolist())  # pyright: ignore[reportUnknownMemberType]
+
+
 def _score_one_by_one(network: Network, prompts: Sequence[list[int]], tree: LabelTree) -> list[list[float]]:
-    scores = [[0.0] * len(tree.labels) for _ in prompts]
-    for place, label in enumerate(tree.labels):
+    columns: list[Tensor] = []
+    for label in tree.labels:
         ids, _ = padded([[*prompt, *label[:-1]] for prompt in prompts], network.device)
         offsets = torch.arange(len(label), device=network.device)
         ends = torch.tensor([[len(prompt) - 1] for prompt in prompts], device=network.device)
         logits = network.logits(ids, ends + offsets).float()
         targets = torch.tensor(label, device=network.device).expand(len(prompts), len(label)).unsqueeze(-1)
         gains = logits.gather(2, targets).squeeze(-1) - logits.logsumexp(dim=-1)
-        for row, gain in zip(scores, gains.sum(dim=-1).tolist(), strict=True):
-            row[place] = gain
-    return scores
+        columns.append(gains.sum(dim=-1))
+    return _listed(torch.stack(columns, dim=-1))

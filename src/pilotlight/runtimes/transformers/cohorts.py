@@ -100,8 +100,9 @@ class SlotCohort:
     @torch.inference_mode()
     def absorb(self, other: Any) -> bool:
         """See `Cohort`."""
-        self._slots.absorb(other._slots)
-        self._lengths += other._lengths
+        assert isinstance(other, SlotCohort)
+        self._slots.absorb(other._slots)  # noqa: SLF001  (one of us)
+        self._lengths += other._lengths  # noqa: SLF001
         return True
 
     @property
@@ -156,7 +157,7 @@ class OwnCohort:
         self._cache.batch_select_indices(index)
         self._mask, self._lengths = self._mask[index], self._lengths[index]
 
-    def absorb(self, other: Any) -> bool:
+    def absorb(self, other: Any) -> bool:  # noqa: ARG002
         """Never."""
         return False
 

@@ -29,11 +29,11 @@ class Loaded:
     config: Any
     device: Any
     max_model_len: int
-    stages: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict[str, float])
 
 
 def import_libraries() -> tuple[Any, Any]:
-    """torch and transformers, or `MissingExtra`."""
+    """The two libraries, torch first. Raises `MissingExtra`."""
     try:
         import torch
         import transformers
@@ -168,5 +168,6 @@ def _quiet(transformers: Any) -> None:
 
 
 def one_line(error: BaseException) -> str:
+    """An exception of a library as one line of bearable length."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:400]}"

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -61,8 +61,8 @@ class _Job:
 
     operation: Operation
     prefix: SharedPrefix
-    waiting: Waiting[Any] = field(default_factory=Waiting)
-    trees: dict[bool, LabelTree] = field(default_factory=dict)
+    waiting: Waiting[Any] = field(default_factory=Waiting[Any])
+    trees: dict[bool, LabelTree] = field(default_factory=dict[bool, LabelTree])
 
 
 class TransformersModel:
@@ -212,7 +212,7 @@ class TransformersModel:
     def _score(self, job: _Job) -> list[Outcome]:
         oldest: _Scoring = job.waiting.oldest
         tree = job.trees[oldest.spaced]
-        batch: list[_Scoring] = self._take(job, len(tree.tokens), LOGITS_MAX, alike=lambda row: row.spaced)
+        batch: list[_Scoring] = self._take(job, len(tree.tokens), LOGITS_MAX, alike=_is_spaced)
         start_s = time.monotonic()
         scores: list[list[float]] | None = None
         try:
@@ -330,6 +330,10 @@ class TransformersModel:
         return token_bytes, length / max(seconds, 1e-6)
 
 
+def _is_spaced(row: _Scoring) -> bool:
+    return row.spaced
+
+
 def _classified(operation: Operation, tree: LabelTree, row: _Scoring, sums: list[float]) -> Outcome:
     scores = sums
     if operation.label_scoring == "mean":
@@ -375,10 +379,11 @@ def _kv_bytes_max(device: DeviceSpec, network: Network) -> int:
 def _eos_ids(loaded: Loaded) -> frozenset[int]:
     """Every id that ends a text: of the generation config and the config; of the tokenizer where neither says."""
     found: set[int] = set()
+    ids: Any
     generation_config = getattr(loaded.network, "generation_config", None)
     for holder in (generation_config, loaded.config, loaded.config.get_text_config(decoder=True)):
         ids = getattr(holder, "eos_token_id", None)
-        found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
+        found.update(cast("list[int]", ids) if isinstance(ids, list | tuple) else [] if ids is None else [ids])
     if not found and loaded.tokenizer.eos_token_id is not None:
         found.add(loaded.tokenizer.eos_token_id)
     return frozenset(found)

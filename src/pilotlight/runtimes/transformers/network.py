@@ -83,7 +83,7 @@ class Network:
         finally:
             self._keep = None
 
-    def _choose(self, module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _choose(self, _module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._keep is None:
             return None
         hidden = arguments[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -57,9 +57,9 @@ class Request:
 
 def parse(line: dict[str, Any], defaults: Sampling) -> Request:
     """Read a batch line (`custom_id`, `method`, `url`, `body`); its sampling fields override `defaults`."""
-    body = line.get("body")
-    if not isinstance(body, dict):
+    if not isinstance(line.get("body"), dict):
         raise BadBody("The line has no `body` object.")
+    body: dict[str, Any] = line["body"]
     url = line.get("url", CHAT_URL if "messages" in body else COMPLETIONS_URL)
     if url not in (CHAT_URL, COMPLETIONS_URL):
         raise Unsupported(f"The url {url} is not served; {CHAT_URL} and {COMPLETIONS_URL} are.")
@@ -76,7 +76,7 @@ def parse(line: dict[str, Any], defaults: Sampling) -> Request:
         elif field == "max_completion_tokens":
             changes["max_tokens"] = value
         elif field == "chat_template_kwargs" and isinstance(value, dict):
-            kwargs = value
+            kwargs = cast("dict[str, Any]", value)
         elif value not in _NEUTRAL.get(field, ()):
             raise Unsupported(f"The body asks for `{field}`, which this runtime does not support.")
     if "max_completion_tokens" in body and body["max_completion_tokens"] is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pilotlight.runtimes.transformers import openai
 from pilotlight.wire import Operation, Sampling
@@ -116,9 +116,9 @@ class Prompter:
 
     def _render(self, operation: Operation, payload: Any) -> _Rendered:
         sampling = operation.sampling
-        fields: dict[str, Any] = {"prompt": payload} if isinstance(payload, str) else payload
-        if not isinstance(fields, dict):
+        if not isinstance(payload, dict | str):
             raise _Refused("bad_row", f"The row is a {type(payload).__name__}, not an object with fields.")
+        fields = {"prompt": payload} if isinstance(payload, str) else cast("dict[str, Any]", payload)
         kwargs = operation.chat_template_kwargs
         if operation.result_format == "openai":
             try:
@@ -147,13 +147,7 @@ class Prompter:
         if operation.prompt_template is not None and operation.result_format != "openai":
             prompt = _formatted(operation.prompt_template, fields)
         elif "messages" in fields:
-            messages = fields["messages"]
-            if not isinstance(messages, list) or not messages:
-                raise _Refused("bad_row", "`messages` is not a list of messages.")
-            has_system = isinstance(messages[0], dict) and messages[0].get("role") == "system"
-            if operation.system_prompt is not None and not has_system:
-                messages = [{"role": "system", "content": operation.system_prompt}, *messages]
-            return messages, None
+            return _messages(operation, fields["messages"]), None
         elif "prompt" in fields:
             prompt = self._checked_prompt(fields["prompt"])
         else:
@@ -168,12 +162,13 @@ class Prompter:
     def _checked_prompt(self, prompt: Any) -> str | list[int]:
         if isinstance(prompt, str):
             return prompt
-        if isinstance(prompt, list) and prompt and all(type(item) is int for item in prompt):
+        if isinstance(prompt, list) and prompt and all(type(item) is int for item in cast("list[Any]", prompt)):
+            ids = cast("list[int]", prompt)
             vocabulary = len(self._tokenizer)
-            bad = next((item for item in prompt if not 0 <= item < vocabulary), None)
+            bad = next((item for item in ids if not 0 <= item < vocabulary), None)
             if bad is not None:
                 raise _Refused("bad_row", f"Token id {bad} is outside the vocabulary of {vocabulary} tokens.")
-            return prompt
+            return ids
         raise _Refused("bad_row", "`prompt` is neither a text nor a list of token ids.")
 
     def _apply_chat_template(self, messages: list[Any], kwargs: dict[str, Any]) -> str:
@@ -204,6 +199,18 @@ class Prompter:
         room = self._max_model_len - len(ids)
         max_tokens = (room if item.max_tokens is None else min(item.max_tokens, room)) if generates else 0
         return Prompt(ids, item.text, item.chat, len(ids) < given, max_tokens, item.sampling)
+
+
+def _messages(operation: Operation, given: Any) -> list[Any]:
+    if not isinstance(given, list) or not given:
+        raise _Refused("bad_row", "`messages` is not a list of messages.")
+    messages = cast("list[Any]", given)
+    first: Any = messages[0]
+    if operation.system_prompt is None or (
+        isinstance(first, dict) and cast("dict[str, Any]", first).get("role") == "system"
+    ):
+        return messages
+    return [{"role": "system", "content": operation.system_prompt}, *messages]
 
 
 def _formatted(template: str, fields: dict[str, Any]) -> str:

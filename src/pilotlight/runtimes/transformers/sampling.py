@@ -9,11 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from pilotlight.wire import Sampling
+
+T = TypeVar("T")
 
 GREEDY_BELOW = 1e-5
 """vLLM treats lower temperatures as 0."""
@@ -41,7 +44,7 @@ class Chooser:
     include_stop: bool
     prompt_ids: list[int]
     draws: random.Random
-    chosen: list[int] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list[int])
     seen: Tensor | None = None
     counts: Tensor | None = None
 
@@ -89,7 +92,7 @@ def chooser(sampling: Sampling, *, index: int, prompt_ids: list[int], eos_ids: f
         skip_special_tokens=_or(sampling.skip_special_tokens, True),
         include_stop=_or(sampling.include_stop_str_in_output, False),
         prompt_ids=prompt_ids,
-        draws=random.Random(f"{sampling.seed or 0}:{index}"),
+        draws=random.Random(f"{sampling.seed or 0}:{index}"),  # noqa: S311  (nothing is secret)
     )
 
 
@@ -97,7 +100,7 @@ def chooser(sampling: Sampling, *, index: int, prompt_ids: list[int], eos_ids: f
 def choose(logits: Tensor, choosers: Sequence[Chooser]) -> list[int]:
     """The next token of each row from its logits, shape (rows, vocabulary); remembers them. Logits may be changed."""
     if all(item.plain for item in choosers):
-        tokens: list[int] = logits.argmax(dim=-1).tolist()
+        tokens = _listed(logits.argmax(dim=-1))
     else:
         tokens = _choose(logits.float(), choosers)
     for item, token in zip(choosers, tokens, strict=True):
@@ -115,7 +118,7 @@ def _choose(logits: Tensor, choosers: Sequence[Chooser]) -> list[int]:
             logits[row, barred] = -torch.inf
         if item.penalised:
             _penalise(logits[row], item)
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    tokens = _listed(logits.argmax(dim=-1))
     drawing = [row for row, item in enumerate(choosers) if not item.greedy]
     if drawing:
         drawn = _draw(logits[drawing] if len(drawing) < len(choosers) else logits, [choosers[row] for row in drawing])
@@ -170,10 +173,14 @@ def _draw(logits: Tensor, choosers: Sequence[Chooser]) -> list[int]:
     points = torch.tensor([[item.draws.random()] for item in choosers], dtype=torch.float64, device=device)
     places = torch.searchsorted(sums, points * sums[:, -1:], right=True)
     last = (chances > 0).sum(dim=-1, keepdim=True) - 1
-    return order.gather(1, torch.minimum(places, last)).squeeze(1).tolist()
+    return _listed(order.gather(1, torch.minimum(places, last)).squeeze(1))
 
 
-def _or(value, default):  # type: ignore[no-untyped-def]
+def _listed(tokens: Tensor) -> list[int]:
+    return cast("list[int]", tokens.tolist())  # pyright: ignore[reportUnknownMemberType]
+
+
+def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 

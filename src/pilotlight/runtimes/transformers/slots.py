@@ -27,7 +27,7 @@ class _SlotLayer(DynamicLayer):
     """One layer's buffers; the columns and cursors are its `Slots`'."""
 
     def __init__(self, slots: Slots) -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self._slots = slots
         self._start: tuple[Tensor, Tensor] | None = None
         self.is_initialized = True
@@ -35,12 +35,25 @@ class _SlotLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self._slots.columns
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        *args: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
         slots = self._slots
         stop = slots.columns + key_states.shape[2]
         self.keys = self._written(self.keys, key_states, 0, stop)
         self.values = self._written(self.values, value_states, 1, stop)
         return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Keys and values; only after the first pass."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
 
     def begin(self, keys: Tensor, values: Tensor) -> None:
         """The prefix's keys and values, one row for all."""
@@ -91,21 +104,25 @@ class Slots:
 
     def shared(self, columns: int) -> KeysValues:
         """The first columns of row 0, to be a prefix of others. A view where nothing follows, else a copy."""
-        return [(_part(layer.keys, columns), _part(layer.values, columns)) for layer in self._layers]
+        return [
+            (_part(keys, columns), _part(values, columns)) for keys, values in (layer.buffers for layer in self._layers)
+        ]
 
     def select(self, rows: Sequence[int], columns: int) -> None:
         """Keep these rows, in this order, and their first columns."""
         for layer in self._layers:
-            index = torch.tensor(rows, device=layer.keys.device)
-            layer.keys = _kept(layer.keys, index, columns, self.reserve)
-            layer.values = _kept(layer.values, index, columns, self.reserve)
+            keys, values = layer.buffers
+            index = torch.tensor(rows, device=keys.device)
+            layer.keys = _kept(keys, index, columns, self.reserve)
+            layer.values = _kept(values, index, columns, self.reserve)
         self.columns = columns
 
     def absorb(self, other: Slots) -> None:
         """Add the other's rows after ours."""
         for mine, its in zip(self._layers, other._layers, strict=True):
-            mine.keys = _stacked(mine.keys, its.keys)
-            mine.values = _stacked(mine.values, its.values)
+            keys, values = its.buffers
+            mine.keys = _stacked(mine.buffers[0], keys)
+            mine.values = _stacked(mine.buffers[1], values)
         self.columns = max(self.columns, other.columns)
 
     @property
