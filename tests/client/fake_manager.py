@@ -70,7 +70,7 @@ class FakeJob:
             try:
                 row = cloudpickle.loads(base64.b64decode(line, validate=True))
                 value = self.function(*self.state, row)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 return msgspec.json.encode({"index": index, "error": {"kind": "function_error", "message": str(error)}})
             return encode_pickle(index, cloudpickle.dumps(value))
         try:
@@ -107,7 +107,8 @@ class FakeManager:
             case RowsIn():
                 self.rows(connection, self.jobs[message.job], message)
             case InputEnd():
-                self.end(connection, message.job, "completed")
+                if message.job in self.jobs and self.jobs[message.job].request.context.name != "hang":
+                    self.end(connection, message.job, "completed")
             case Cancel():
                 self.end(connection, message.job, "cancelled")
             case Shutdown():
@@ -166,8 +167,7 @@ async def main() -> None:
             os.write(ready, b'{"kind": "config", "message": "no worker can be had", "exit_code": 2}\n')
             return
         if os.environ.get("FAKE_MANAGER_CRASHES"):
-            message = "a crash before the socket"
-            raise RuntimeError(message)
+            raise RuntimeError("a crash before the socket")
         manager = FakeManager()
         server = await direct.listen(str(folder / "client.sock"), ClientMessage, manager.accept)
         os.write(ready, b"ready\n")

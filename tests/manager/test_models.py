@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from pilotlight.core.errors import ConfigError, ModelNotFound
 from pilotlight.manager import models
 from pilotlight.wire import Context, JobRequest, Operation, Sampling, StreamInput, StreamOutput

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from pilotlight.core.errors import ConfigError
 from pilotlight.manager.sampling import effective
 from pilotlight.wire import Operation, Sampling
@@ -55,5 +56,5 @@ def test_classify_samples_nothing(tmp_path: Path) -> None:
 
 def test_a_broken_generation_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(ConfigError, match="generation_config.json"):
+    with pytest.raises(ConfigError, match=r"generation_config\.json"):
         effective(str(tmp_path), Operation(kind="generate"))

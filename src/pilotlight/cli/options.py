@@ -28,9 +28,9 @@ class ModelOptions:
         Parameter(help="Type of the weights; auto: the checkpoint's own."),
     ] = "auto"
     max_model_len: Annotated[int | None, Parameter(help="Longest prompt and answer together, in tokens.")] = None
-    trust_remote_code: Annotated[
-        bool, Parameter(help="Run Python code that comes with the model.", negative="")
-    ] = False
+    trust_remote_code: Annotated[bool, Parameter(help="Run Python code that comes with the model.", negative="")] = (
+        False
+    )
     runtime: Annotated[
         Literal["auto", "transformers", "echo"],
         Parameter(help="What runs the model; echo gives rows back, for benchmarks."),
@@ -91,9 +91,9 @@ class SamplingOptions:
 class RunOptions:
     """How a job between files is run."""
 
-    workers: Annotated[
-        int | None, Parameter(help="Workers; unset: one per GPU, else half of the CPUs, at most 4.")
-    ] = None
+    workers: Annotated[int | None, Parameter(help="Workers; unset: one per GPU, else half of the CPUs, at most 4.")] = (
+        None
+    )
     limit: Annotated[int | None, Parameter(help="Only the first rows.")] = None
     dry_run: Annotated[
         bool, Parameter(help="Show the first prompts and what would run, and run nothing.", negative="")

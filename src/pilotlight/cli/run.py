@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from cyclopts import Group, Parameter
 
@@ -32,9 +32,7 @@ def run(
     chat: Annotated[
         bool, Parameter(group=_PROMPTS, help="Pass prompts through the model's chat template.", negative="")
     ] = False,
-    system_prompt: Annotated[
-        str | None, Parameter(group=_PROMPTS, help="System message before each chat.")
-    ] = None,
+    system_prompt: Annotated[str | None, Parameter(group=_PROMPTS, help="System message before each chat.")] = None,
     chat_template_kwargs: Annotated[
         str | None, Parameter(group=_PROMPTS, help="JSON object of arguments for the chat template.")
     ] = None,
@@ -69,8 +67,7 @@ def run(
         truncate_prompt_tokens=truncate_prompt_tokens,
     )
     if truncate_prompt_tokens is not None and truncate_prompt_tokens < 1 and truncate_prompt_tokens != -1:
-        message = f"--truncate-prompt-tokens must be 1 or more, or -1, not {truncate_prompt_tokens}"
-        raise ConfigError(message)
+        raise ConfigError(f"--truncate-prompt-tokens must be 1 or more, or -1, not {truncate_prompt_tokens}")
     checks.check_model(model.model, runtime=model.runtime)
     rows = checks.first_rows(inputs)
     if model.runtime != "echo":
@@ -83,8 +80,7 @@ def run_files(llm: LLM, operation: Operation, inputs: list[Path], output: Path, 
     checks.check_output(output, inputs)
     checks.check_numbers(limit=options.limit, workers=options.workers, max_attempts=options.max_attempts)
     if options.overwrite and options.retry_errors is not None:
-        message = "--overwrite starts afresh and --retry-errors keeps what is there: give one of them"
-        raise ConfigError(message)
+        raise ConfigError("--overwrite starts afresh and --retry-errors keeps what is there: give one of them")
     if options.dry_run:
         from pilotlight.cli.dry_run import dry_run
 
@@ -117,9 +113,7 @@ def _json_object(text: str | None) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        message = f"--chat-template-kwargs is no JSON: {error}"
-        raise ConfigError(message) from error
+        raise ConfigError(f"--chat-template-kwargs is no JSON: {error}") from error
     if not isinstance(value, dict):
-        message = f"--chat-template-kwargs must be a JSON object, not {text}"
-        raise ConfigError(message)
-    return value
+        raise ConfigError(f"--chat-template-kwargs must be a JSON object, not {text}")
+    return cast("dict[str, Any]", value)

@@ -9,9 +9,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from pilotlight.client import checks
 from pilotlight.cli.options import ModelOptions, RunOptions, SamplingOptions
 from pilotlight.cli.run import run_files
+from pilotlight.client import checks
 from pilotlight.core.errors import ConfigError
 from pilotlight.wire import Operation
 
@@ -69,8 +69,7 @@ def run_batch(
     rows = checks.first_rows([input_file])
     good = [row for row in rows if isinstance(row, dict)]
     if good and all("body" not in row for row in good):
-        message = f"{input_file} is no batch file: its rows have no body (they have {', '.join(good[0])})"
-        raise ConfigError(message)
+        raise ConfigError(f"{input_file} is no batch file: its rows have no body (they have {', '.join(good[0])})")
     idle = vllm.given if vllm else []
     if idle and not options.quiet:
         print(f"pilotlight: {', '.join(idle)}: taken for vLLM's sake, without effect", file=sys.stderr)

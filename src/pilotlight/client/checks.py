@@ -17,18 +17,14 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
     """The output's folder is there and can be written, and the output is none of the inputs."""
     folder = output.absolute().parent
     if not folder.is_dir():
-        message = f"the output's folder {folder} does not exist; make it first (mkdir -p {folder})"
-        raise ConfigError(message)
+        raise ConfigError(f"the output's folder {folder} does not exist; make it first (mkdir -p {folder})")
     if not os.access(folder, os.W_OK | os.X_OK):
-        message = f"the output's folder {folder} can't be written"
-        raise ConfigError(message)
+        raise ConfigError(f"the output's folder {folder} can't be written")
     if output.is_dir():
-        message = f"the output {output} is a folder; name a file"
-        raise ConfigError(message)
+        raise ConfigError(f"the output {output} is a folder; name a file")
     for path in inputs:
         if output.absolute() == path.absolute() or (output.exists() and path.exists() and output.samefile(path)):
-            message = f"the output {output} is also an input; name another file"
-            raise ConfigError(message)
+            raise ConfigError(f"the output {output} is also an input; name another file")
 
 
 def first_rows(inputs: Sequence[Path]) -> list[dict[str, Any] | RequestError]:
@@ -37,11 +33,9 @@ def first_rows(inputs: Sequence[Path]) -> list[dict[str, Any] | RequestError]:
 
     for path in inputs:
         if not path.exists():
-            message = f"the input {path} does not exist"
-            raise InputError(message)
+            raise InputError(f"the input {path} does not exist")
         if path.is_dir():
-            message = f"the input {path} is a folder; name its files"
-            raise InputError(message)
+            raise InputError(f"the input {path} is a folder; name its files")
     return read_first([str(path) for path in inputs], ROWS_LOOKED_AT)
 
 
@@ -50,16 +44,13 @@ def check_model(model: str | None, *, runtime: str) -> None:
     if runtime == "echo":
         return
     if not model:
-        message = "--model is needed: a model folder, or a Hugging Face id"
-        raise ConfigError(message)
+        raise ConfigError("--model is needed: a model folder, or a Hugging Face id")
     path = Path(model).expanduser()
     looks_like_path = model.startswith(("/", ".", "~")) or model.count("/") > 1
     if looks_like_path and not path.is_dir():
-        message = f"the model folder {model} does not exist"
-        raise ConfigError(message)
+        raise ConfigError(f"the model folder {model} does not exist")
     if path.is_dir() and not (path / "config.json").is_file():
-        message = f"{model} is no model folder: it has no config.json"
-        raise ConfigError(message)
+        raise ConfigError(f"{model} is no model folder: it has no config.json")
 
 
 def template_fields(template: str) -> list[str]:
@@ -71,8 +62,7 @@ def template_fields(template: str) -> list[str]:
         raise ConfigError(message) from error
     fields = list(dict.fromkeys(name.split(".")[0].split("[")[0] for name in names))
     if not fields or "" in fields or any(field.isdigit() for field in fields):
-        message = f"--prompt-template {template!r} must name fields of the rows, as in 'Claim: {{claim}}'"
-        raise ConfigError(message)
+        raise ConfigError(f"--prompt-template {template!r} must name fields of the rows, as in 'Claim: {{claim}}'")
     return fields
 
 
@@ -104,5 +94,4 @@ def check_numbers(*, limit: int | None, workers: int | None, max_attempts: int) 
     named = (("--limit", limit, 0), ("--workers", workers, 1), ("--max-attempts", max_attempts, 1))
     for name, value, least in named:
         if value is not None and value < least:
-            message = f"{name} must be {least} or more, not {value}"
-            raise ConfigError(message)
+            raise ConfigError(f"{name} must be {least} or more, not {value}")

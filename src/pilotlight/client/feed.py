@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from pilotlight.client.results import RowError
 from pilotlight.messages import ClientMessage, InputEnd, RowsIn
@@ -140,14 +140,14 @@ class Feeder(threading.Thread):
                     self._send(InputEnd(job=self._job))
                     return
                 self._enter(row)
-        except BaseException as error:  # noqa: BLE001 - whatever the user's iterable raises reaches who takes results
+        except BaseException as error:
             self._on_error(error)
 
     def _enter(self, row: Any) -> None:
         error: RowError | None = None
         try:
             line = self._encode(row)
-        except Exception as failure:  # noqa: BLE001 - pickling runs code of any library
+        except Exception as failure:
             # The row still needs its place; a line that is no row gets an error back, and ours is the clearer one.
             line, error = b"!", RowError("bad_row", f"the row can't be sent: {type(failure).__name__}: {failure}")
         self._window.entered(len(line), _prompt(row) if self._keep_prompts else None, error)
@@ -173,4 +173,4 @@ class Feeder(threading.Thread):
 
 def _prompt(row: Any) -> Any:
     """What an answer calls its prompt."""
-    return row.get("prompt", row) if isinstance(row, dict) else row
+    return cast("dict[str, Any]", row).get("prompt", row) if isinstance(row, dict) else row

@@ -69,7 +69,7 @@ class Job(Generic[R]):
 
     async def __aiter__(self) -> AsyncIterator[R]:
         """Results, without blocking the event loop."""
-        with _Waker(self) as waker:
+        with _Waker(self._changed, self._wakers) as waker:
             while True:
                 with self._changed:
                     news = self._has_news()
@@ -96,8 +96,7 @@ class Job(Generic[R]):
         self._window.lift()
         with self._changed:
             if not self._changed.wait_for(lambda: self.over, timeout_s):
-                message = f"the job is not over after {timeout_s} s"
-                raise TimeoutError(message)
+                raise TimeoutError(f"the job is not over after {timeout_s} s")
             self._raise_end()
         assert self.ended is not None
         return self.ended
@@ -204,21 +203,22 @@ class Job(Generic[R]):
 
 
 class _Waker:
-    """Lets one event loop wait for news of a job."""
+    """Lets one event loop wait for news of a job: while entered, it is among the job's `wakers`."""
 
-    def __init__(self, job: Job[Any]) -> None:
-        self._job = job
+    def __init__(self, changed: threading.Condition, wakers: set[Callable[[], None]]) -> None:
+        self._changed = changed
+        self._wakers = wakers
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
 
     def __enter__(self) -> _Waker:
-        with self._job._changed:  # noqa: SLF001
-            self._job._wakers.add(self._wake)  # noqa: SLF001
+        with self._changed:
+            self._wakers.add(self._wake)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._job._changed:  # noqa: SLF001
-            self._job._wakers.discard(self._wake)  # noqa: SLF001
+        with self._changed:
+            self._wakers.discard(self._wake)
 
     def _wake(self) -> None:
         # A loop that was closed meanwhile has nobody to wake.

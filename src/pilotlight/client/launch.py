@@ -33,7 +33,7 @@ from pilotlight.wire import PoolSpec
 START_S_MAX = 60.0
 """A manager imports little; one that is not ready by then hangs."""
 END_S_MAX = 10.0
-STALE_S_MIN = 10.0
+STALE_S_MIN = 1.0
 """A younger folder may belong to a client that has not taken its lock yet."""
 LOG_RUNS_MAX = 10
 _SOCKET_PATH_BYTES_MAX = 107
@@ -81,8 +81,7 @@ def launch(*, workers: int, orphan_timeout_s: float = 2.0, command: list[str] | 
     Raises the error that the manager names, or `PilotlightError` with the end of its log.
     """
     if not sys.executable:
-        message = "this Python does not know its own executable, so no manager can be started"
-        raise ConfigError(message)
+        raise ConfigError("this Python does not know its own executable, so no manager can be started")
     base = _base_folder()
     sweep(base)
     log_dir = _log_folder()
@@ -139,8 +138,7 @@ def _await_ready(ready: int, process: subprocess.Popen[bytes], log_path: Path) -
     while b"\n" not in said:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([ready], [], [], left)[0]:
-            message = f"the manager was not ready after {START_S_MAX:.0f} s{_tail(log_path)}"
-            raise PilotlightError(message)
+            raise PilotlightError(f"the manager was not ready after {START_S_MAX:.0f} s{_tail(log_path)}")
         part = os.read(ready, 65536)
         if not part:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -184,8 +182,7 @@ def _base_folder() -> Path:
         if fits and os.access(choice, os.W_OK | os.X_OK):
             return Path(choice)
     tried = ", ".join(dict.fromkeys(choices))
-    message = f"no folder for the pool's sockets: {tried} must be writable and the path short (set TMPDIR)"
-    raise ConfigError(message)
+    raise ConfigError(f"no folder for the pool's sockets: {tried} must be writable and the path short (set TMPDIR)")
 
 
 def _is_ours(path: Path) -> bool:
@@ -296,7 +293,7 @@ def _gpu_count_nvml() -> int:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - no driver and no library raise kinds of their own
+    except Exception:
         return 0
     count = int(pynvml.nvmlDeviceGetCount())
     pynvml.nvmlShutdown()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pilotlight import wire
 from pilotlight.client.results import Classification, Generation
@@ -56,9 +56,7 @@ class LLM:
             runtime=runtime,
         )
 
-    def generate(
-        self, prompts: str | Iterable[Any], sampling_params: SamplingParams | None = None
-    ) -> list[Generation]:
+    def generate(self, prompts: str | Iterable[Any], sampling_params: SamplingParams | None = None) -> list[Generation]:
         """Continue each prompt: a text, a list of token ids, or a dict with `prompt` or `prompt_token_ids`.
 
         One output per prompt, in order. No chat template is applied; see `chat`.
@@ -118,19 +116,15 @@ def describe_model(
 ) -> wire.Context:
     """The context as a request names it: what the manager resolves is still raw. Raises `ConfigError`."""
     if runtime not in RUNTIMES:
-        message = f"runtime must be one of {', '.join(RUNTIMES)}, not {runtime!r}"
-        raise ConfigError(message)
+        raise ConfigError(f"runtime must be one of {', '.join(RUNTIMES)}, not {runtime!r}")
     if runtime == "echo":
         return wire.Context(runtime="echo", name="echo", identity="echo")
     if not model:
-        message = "a model is needed: a folder or a Hugging Face id"
-        raise ConfigError(message)
+        raise ConfigError("a model is needed: a folder or a Hugging Face id")
     if dtype not in DTYPES:
-        message = f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}"
-        raise ConfigError(message)
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if max_model_len is not None and max_model_len < 1:
-        message = f"max_model_len must be 1 or more, not {max_model_len}"
-        raise ConfigError(message)
+        raise ConfigError(f"max_model_len must be 1 or more, not {max_model_len}")
     options: dict[str, Any] = {"dtype": {"half": "float16", "float": "float32"}.get(dtype, dtype)}
     if revision is not None:
         options["revision"] = revision
@@ -144,15 +138,17 @@ def describe_model(
 
 
 def _several(prompts: str | Iterable[Any]) -> Iterable[Any]:
-    """vLLM takes a single prompt, too."""
+    """VLLM takes a single prompt, too."""
     if isinstance(prompts, str | dict):
         return [prompts]
-    if isinstance(prompts, list) and prompts and isinstance(prompts[0], int):
-        return [prompts]
+    if isinstance(prompts, list):
+        listed = prompts
+        return [listed] if listed and isinstance(listed[0], int) else listed
     return prompts
 
 
 def _is_conversation(messages: Any) -> bool:
-    return isinstance(messages, str) or (
-        isinstance(messages, list) and bool(messages) and isinstance(messages[0], dict) and "role" in messages[0]
-    )
+    if isinstance(messages, str):
+        return True
+    listed = cast("list[object]", messages) if isinstance(messages, list) else []
+    return bool(listed) and isinstance(listed[0], dict) and "role" in listed[0]

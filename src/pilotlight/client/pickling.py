@@ -11,7 +11,7 @@ import functools
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -26,24 +26,25 @@ def dumps(value: Any, what: str) -> bytes:
     """Pickle by value whatever workers can't import. Raises `ConfigError` that calls the value `what`."""
     try:
         with _local_modules_by_value():
-            return cloudpickle.dumps(value)
+            pickler: Any = cloudpickle
+            return pickler.dumps(value)
     except Exception as error:
-        message = f"{what} can't be sent to workers: {type(error).__name__}: {error}"
-        raise ConfigError(message) from error
+        raise ConfigError(f"{what} can't be sent to workers: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
-def _local_modules_by_value() -> Iterator[None]:
+def _local_modules_by_value() -> Generator[None]:
     """The registry is the user's too, so it is left as it was found."""
-    already = cloudpickle.list_registry_pickle_by_value()
+    pickler: Any = cloudpickle
+    already: set[str] = pickler.list_registry_pickle_by_value()
     registered = [module for module in _local_modules(len(sys.modules)) if module.__name__ not in already]
     for module in registered:
-        cloudpickle.register_pickle_by_value(module)
+        pickler.register_pickle_by_value(module)
     try:
         yield
     finally:
         for module in registered:
-            cloudpickle.unregister_pickle_by_value(module)
+            pickler.unregister_pickle_by_value(module)
 
 
 @functools.lru_cache(maxsize=1)

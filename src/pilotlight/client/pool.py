@@ -70,8 +70,7 @@ class Pool:
         manager_command: list[str] | None = None,
     ) -> None:
         if workers is not None and workers < 1:
-            message = f"workers must be 1 or more, not {workers}"
-            raise ConfigError(message)
+            raise ConfigError(f"workers must be 1 or more, not {workers}")
         self._workers = workers
         self._window = (window_rows, window_bytes)
         self._watch_s = watch_s
@@ -199,11 +198,9 @@ class Pool:
         of at most `batch_max` rows and returns as many answers, or yields them. What it raises is `.error`.
         """
         if not callable(function):
-            message = f"the first argument of map must be a function, not {type(function).__name__}"
-            raise ConfigError(message)
+            raise ConfigError(f"the first argument of map must be a function, not {type(function).__name__}")
         if batch_max < 1:
-            message = f"batch_max must be 1 or more, not {batch_max}"
-            raise ConfigError(message)
+            raise ConfigError(f"batch_max must be 1 or more, not {batch_max}")
         name = getattr(function, "__qualname__", type(function).__name__)
         operation = Operation(
             kind="map",
@@ -259,9 +256,7 @@ class Pool:
         window = Window(*self._window)
         if operation.kind == "echo":
             reader, encode = reader or read_plain, plain_line if encode is prompt_line else encode
-        job: Job[Any] = Job(
-            send=self._send, reader=reader or _READERS[operation.kind], ordered=ordered, window=window
-        )
+        job: Job[Any] = Job(send=self._send, reader=reader or _READERS[operation.kind], ordered=ordered, window=window)
 
         def feed() -> None:
             feeder = Feeder(
@@ -283,8 +278,7 @@ class Pool:
     def _submit(self, job: Job[Any], request: JobRequest, start: _Start) -> None:
         with self._lock:
             if self._link is None or self._manager is None:
-                message = "the pool is not started: use it as `with pl.Pool() as pool`"
-                raise ConfigError(message)
+                raise ConfigError("the pool is not started: use it as `with pl.Pool() as pool`")
             if self._lost:
                 raise self._gone()
             ticket = next(self._tickets)
@@ -358,8 +352,9 @@ _Start = Callable[[], None]
 
 
 def _generate(llm: LLM, sampling_params: SamplingParams | None) -> Operation:
-    if sampling_params is not None and not isinstance(sampling_params, SamplingParams):
-        message = f"sampling_params must be one SamplingParams for all rows, not {type(sampling_params).__name__}"
+    given: Any = sampling_params
+    if given is not None and not isinstance(given, SamplingParams):
+        message = f"sampling_params must be one SamplingParams for all rows, not {type(given).__name__}"
         raise ConfigError(message)
     sampling = (sampling_params or SamplingParams()).to_wire()
     return Operation(kind="echo" if llm.wire.runtime == "echo" else "generate", sampling=sampling)
@@ -367,14 +362,12 @@ def _generate(llm: LLM, sampling_params: SamplingParams | None) -> Operation:
 
 def check_labels(labels: Sequence[str]) -> list[str]:
     """The labels as a list. Raises `ConfigError` unless they are two or more different texts."""
-    if isinstance(labels, str) or any(not isinstance(label, str) or not label for label in labels):
-        message = f"labels must be a list of texts that are not empty, not {labels!r}"
-        raise ConfigError(message)
+    given: Sequence[Any] = labels
+    if isinstance(labels, str) or any(not isinstance(label, str) or not label for label in given):
+        raise ConfigError(f"labels must be a list of texts that are not empty, not {labels!r}")
     if len(labels) < 2:
-        message = f"classify compares at least 2 labels; there is only {', '.join(labels) or 'none'}"
-        raise ConfigError(message)
+        raise ConfigError(f"classify compares at least 2 labels; there is only {', '.join(labels) or 'none'}")
     doubled = sorted({label for label in labels if list(labels).count(label) > 1})
     if doubled:
-        message = f"labels must be different; {', '.join(doubled)} is given more than once"
-        raise ConfigError(message)
+        raise ConfigError(f"labels must be different; {', '.join(doubled)} is given more than once")
     return list(labels)

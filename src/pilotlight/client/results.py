@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import msgspec
@@ -60,7 +60,7 @@ class Generation(Result):
 
     @property
     def outputs(self) -> list[Completion]:
-        """vLLM's form of the same: always one completion, an empty one for an error."""
+        """VLLM's form of the same: always one completion, an empty one for an error."""
         return [Completion(0, self.text, self.finish_reason)]
 
 
@@ -75,6 +75,10 @@ class Classification(Result):
 
 Reader = Callable[[int, bytes, Any], Result]
 """Makes the answer from index, result line and prompt."""
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _error(line: dict[str, Any]) -> RowError | None:
@@ -92,11 +96,11 @@ def read_generation(index: int, line: bytes, prompt: Any) -> Generation:
     """An answer to `generate`."""
     decoded = msgspec.json.decode(line)
     error, value = _error(decoded), decoded.get("result")
-    if error is not None or not isinstance(value, dict):
-        reason = "error" if error else None
-        return Generation(index, value, error, prompt, finish_reason=reason)
+    if error is not None:
+        return Generation(index, None, error, prompt, finish_reason="error")
+    told = _object(value)
     return Generation(
-        index, value, None, prompt, value.get("text", ""), value.get("finish_reason"), value.get("usage", {})
+        index, value, None, prompt, told.get("text", ""), told.get("finish_reason"), told.get("usage", {})
     )
 
 
@@ -104,10 +108,9 @@ def read_classification(index: int, line: bytes, prompt: Any) -> Classification:
     """An answer to `classify`."""
     decoded = msgspec.json.decode(line)
     error, value = _error(decoded), decoded.get("result")
-    if error is not None or not isinstance(value, dict):
-        return Classification(index, value, error, prompt)
+    told = _object(value)
     return Classification(
-        index, value, None, prompt, value.get("label"), value.get("probabilities", {}), value.get("usage", {})
+        index, value, error, prompt, told.get("label"), told.get("probabilities", {}), told.get("usage", {})
     )
 
 
@@ -119,6 +122,6 @@ def read_pickle(index: int, line: bytes, prompt: Any) -> Result:
         return Result(index, None, error, prompt)
     try:
         value = cloudpickle.loads(base64.b64decode(decoded["pickle"]))
-    except Exception as failure:  # noqa: BLE001 - unpickling runs code of any library
+    except Exception as failure:
         return Result(index, None, RowError("bad_result", f"the result can't be unpickled here: {failure}"), prompt)
     return Result(index, value, None, prompt)

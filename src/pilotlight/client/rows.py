@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -20,11 +20,10 @@ def prompt_line(row: Any) -> bytes:
     if isinstance(row, str):
         return _encode({"prompt": row})
     if isinstance(row, dict):
-        return _encode(row)
-    if isinstance(row, list | tuple) and all(type(token) is int for token in row):
+        return _encode(cast("object", row))
+    if isinstance(row, list | tuple) and all(type(token) is int for token in cast("list[object]", row)):
         return _encode({"prompt_token_ids": row})
-    message = f"a row must be a text, a dict or a list of token ids, not {type(row).__name__}"
-    raise RequestError(message)
+    raise RequestError(f"a row must be a text, a dict or a list of token ids, not {_type_name(cast('object', row))}")
 
 
 def chat_line(row: Any) -> bytes:
@@ -32,16 +31,17 @@ def chat_line(row: Any) -> bytes:
     if isinstance(row, str):
         return _encode({"messages": [{"role": "user", "content": row}]})
     if isinstance(row, dict):
-        return _encode(row)
-    if isinstance(row, list | tuple) and all(isinstance(message, dict) for message in row):
+        return _encode(cast("object", row))
+    if isinstance(row, list | tuple) and all(isinstance(message, dict) for message in cast("list[object]", row)):
         return _encode({"messages": row})
-    message = f"a conversation must be a list of messages, a text or a dict, not {type(row).__name__}"
-    raise RequestError(message)
+    raise RequestError(
+        f"a conversation must be a list of messages, a text or a dict, not {_type_name(cast('object', row))}"
+    )
 
 
 def plain_line(row: Any) -> bytes:
     """Any JSON value."""
-    return _encode(row)
+    return _encode(cast("object", row))
 
 
 def pickle_line(function_name: str) -> Callable[[Any], bytes]:
@@ -54,6 +54,10 @@ def pickle_line(function_name: str) -> Callable[[Any], bytes]:
         return base64.b64encode(pickling.dumps(row, what))
 
     return encode
+
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
 
 
 _PLAIN = frozenset({str, bytes, int, float, bool})

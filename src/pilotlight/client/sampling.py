@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import cast
 
 from pilotlight.core.errors import ConfigError
 from pilotlight.wire import Sampling
@@ -42,25 +43,21 @@ class SamplingParams:
     def __post_init__(self) -> None:
         """Check every value that is set."""
         if self.n != 1:
-            message = f"n must be 1, not {self.n!r}: hand a prompt in several times for several answers"
-            raise ConfigError(message)
+            raise ConfigError(f"n must be 1, not {self.n!r}: hand a prompt in several times for several answers")
         for name, least, most, most_is_in in _LIMITS:
             _check(name, getattr(self, name), least, most, most_is_in=most_is_in)
         for name in ("max_tokens", "min_tokens", "top_k", "seed"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                message = f"{name} must be a whole number, not {value!r}"
-                raise ConfigError(message)
+                raise ConfigError(f"{name} must be a whole number, not {value!r}")
         if self.top_p == 0 or self.repetition_penalty == 0:
             name = "top_p" if self.top_p == 0 else "repetition_penalty"
-            message = f"{name} must be greater than 0"
-            raise ConfigError(message)
+            raise ConfigError(f"{name} must be greater than 0")
         if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            message = f"min_tokens ({self.min_tokens}) must not be greater than max_tokens ({self.max_tokens})"
-            raise ConfigError(message)
-        if any(not isinstance(text, str) or not text for text in self._stops or ()):
-            message = f"stop must be texts that are not empty, not {self.stop!r}"
-            raise ConfigError(message)
+            raise ConfigError(f"min_tokens ({self.min_tokens}) must not be greater than max_tokens ({self.max_tokens})")
+        stops = cast("Sequence[object]", self._stops or ())
+        if any(not isinstance(text, str) or not text for text in stops):
+            raise ConfigError(f"stop must be texts that are not empty, not {self.stop!r}")
 
     @property
     def _stops(self) -> list[str] | None:
@@ -92,10 +89,8 @@ def _check(name: str, value: object, least: float, most: float, *, most_is_in: b
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        message = f"{name} must be a number, not {value!r}"
-        raise ConfigError(message)
+        raise ConfigError(f"{name} must be a number, not {value!r}")
     # Written so that NaN fails.
     if not (least <= value <= most if most_is_in else least <= value < most):
         limit = f"between {least:g} and {most:g}" if most_is_in else f"{least:g} or more"
-        message = f"{name} must be {limit}, not {value!r}"
-        raise ConfigError(message)
+        raise ConfigError(f"{name} must be {limit}, not {value!r}")

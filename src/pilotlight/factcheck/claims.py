@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -49,9 +49,9 @@ def evidence_text(evidence: Any) -> str | None:
     """The evidence's sentences; None where there are none, or only names of where they would be found."""
     if isinstance(evidence, str):
         return " ".join(evidence.split()) or None
-    if isinstance(evidence, list) and evidence and all(isinstance(sentence, str) for sentence in evidence):
-        return evidence_text(" ".join(evidence))
-    return None
+    parts = cast("list[object]", evidence) if isinstance(evidence, list) else []
+    sentences = [part for part in parts if isinstance(part, str)]
+    return evidence_text(" ".join(sentences)) if sentences and len(sentences) == len(parts) else None
 
 
 def row_for_model(row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -61,8 +61,7 @@ def row_for_model(row: dict[str, Any], where: str) -> dict[str, Any]:
     """
     label = row.get("label")
     if label is not None and label not in LABELS:
-        message = f"{where} has the label {label!r}; labels are {', '.join(LABELS)}"
-        raise ConfigError(message)
+        raise ConfigError(f"{where} has the label {label!r}; labels are {', '.join(LABELS)}")
     claim, evidence = row.get("claim"), evidence_text(row.get("evidence"))
     carried = {"id": row.get("id"), "label": label, "evidence": evidence is not None}
     kept = {name: value for name, value in carried.items() if value is not None}

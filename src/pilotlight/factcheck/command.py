@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from pilotlight.client import checks
-from pilotlight.client.console.follow import Ending, Step, follow, say_ending
+from pilotlight.client.console.follow import Ending, Step, follow, say, say_ending
 from pilotlight.client.llm import LLM
 from pilotlight.client.pool import Pool
 from pilotlight.core.errors import ConfigError
@@ -44,8 +44,7 @@ def verify(
     the summary says so. After an interruption the same command goes on where it was.
     """
     if bundled_model == (model is not None):
-        message = "give either --model or --bundled-model"
-        raise ConfigError(message)
+        raise ConfigError("give either --model or --bundled-model")
     name = str(bundled.model_folder()) if model is None else model
     llm = LLM(name, revision=revision, dtype=dtype)
     checks.check_model(name, runtime=llm.wire.runtime)
@@ -109,12 +108,11 @@ def _say(ending: Ending, output: Path, prepared: Prepared, *, quiet: bool) -> No
         more.append(("without evidence", f"{missing:,} of {prepared.claims:,} claims"))
     say_ending(ending, output, quiet=quiet, more=more)
     if score is not None and score.pairs:
-        print()
-        print(matrix(score.pairs.items()))
+        say("")
+        say(matrix(score.pairs.items()))
 
 
 def _check_claims(claims: Path) -> None:
     rows = [row for row in checks.first_rows([claims]) if isinstance(row, dict)]
     if rows and all("claim" not in row for row in rows):
-        message = f"the rows of {claims} have no field claim; they have {', '.join(rows[0]) or 'no fields'}"
-        raise ConfigError(message)
+        raise ConfigError(f"the rows of {claims} have no field claim; they have {', '.join(rows[0]) or 'no fields'}")

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from pilotlight.client import checks
 from pilotlight.client.console.display import Display
 from pilotlight.client.console.fold import Fold
+from pilotlight.client.console.follow import say
 from pilotlight.client.llm import LLM
 from pilotlight.client.pool import Pool
 from pilotlight.factcheck import bundled
@@ -19,17 +20,20 @@ from pilotlight.factcheck.command import run_claims
 
 KILL_AT = 0.4
 WATCH_S = 0.1
+CLAIMS = 3000
 
 
 class Killer:
-    """Kills one worker, once, when enough is done that it holds work."""
+    """Kills one worker, once, when two hold work and enough of `rows_total` is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows_total: int) -> None:
+        self._rows_total = rows_total
         self.killed = ""
 
     def step(self, fold: Fold, display: Display) -> None:
         """See `follow.Step`."""
-        if self.killed or (fold.fraction or 0.0) < KILL_AT:
+        done = fold.view.rows_done / self._rows_total if fold.view else 0.0
+        if self.killed or done < KILL_AT:
             return
         busy = [worker for worker in fold.workers if worker.state == "live" and worker.rows_leased and worker.pid]
         if len(busy) < 2:
@@ -37,7 +41,7 @@ class Killer:
         victim = busy[-1]
         self.killed = victim.worker
         display.note(
-            f"demo: killing {victim.worker} (process {victim.pid}) with SIGKILL now, at {100 * (fold.fraction or 0):.0f} %: "
+            f"demo: killing {victim.worker} (process {victim.pid}) with SIGKILL now, at {100 * done:.0f} %, "
             f"as a preempted machine would go",
             "warning",
         )
@@ -49,7 +53,7 @@ def demo(
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="File of verdicts to write (replaced).")] = Path(
         "pilotlight-demo.jsonl"
     ),
-    passes: Annotated[int, Parameter(help="How often the 3,000 bundled claims are verified.")] = 5,
+    passes: Annotated[int, Parameter(help="How often the 3,000 bundled claims are verified.")] = 4,
     workers: Annotated[int, Parameter(help="Local workers.")] = 2,
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Show why.", negative="")] = False,
 ) -> int:
@@ -57,8 +61,9 @@ def demo(
     checks.check_output(output, [])
     checks.check_numbers(limit=None, workers=workers, max_attempts=max(passes, 0))
     claims, model = bundled.claims_file(), bundled.model_folder()
-    killer = Killer()
-    print(f"Verifying {3000 * passes:,} claims with the bundled model on {workers} local workers.", flush=True)
+    rows = CLAIMS * passes
+    killer = Killer(rows)
+    say(f"Verifying {rows:,} claims with the bundled model on {workers} local workers.")
     ending = run_claims(
         claims,
         output,
@@ -70,5 +75,5 @@ def demo(
         options={"overwrite": True},
     )
     if ending.exit_code == 0 and not killer.killed:
-        print("(This machine was done before a worker could be killed; --passes 50 gives it time.)")
+        say("(This machine was done before a worker could be killed; --passes 50 gives it time.)")
     return ending.exit_code

@@ -96,15 +96,14 @@ def describe(score: Score) -> list[tuple[str, str]]:
 
 
 def _without_evidence(score: Score) -> str:
-    count = score.judged[False]
-    known = score.accuracy_where(evidence=True)
-    which = "all" if known is None else f"{count:,}"
-    text = (
-        f"{which} {'of the ' + format(count, ',') if known is None else ''} claims came without the text of their "
-        f"evidence, so a model that knows nothing of the world can only guess (near chance, 33 %, is expected): "
-        f"{100 * (score.accuracy_where(evidence=False) or 0):.1f} % right"
+    count, known = score.judged[False], score.accuracy_where(evidence=True)
+    right = f"{100 * (score.accuracy_where(evidence=False) or 0):.1f} % right"
+    if known is not None:
+        return f"{count:,} claims came without the text of their evidence: {right} (with evidence: {100 * known:.1f} %)"
+    return (
+        f"all {count:,} claims came without the text of their evidence: a model can then only know or guess, "
+        f"and a tiny one guesses (near chance, 33 %, is expected)"
     )
-    return " ".join(text.split()) + ("" if known is None else f"; with evidence {100 * known:.1f} %")
 
 
 def matrix(pairs: Iterable[tuple[tuple[str, str], int]]) -> str:
@@ -114,6 +113,8 @@ def matrix(pairs: Iterable[tuple[tuple[str, str], int]]) -> str:
     cells += [[truth, *(f"{counts.get((truth, verdict), 0):,}" for verdict in LABELS)] for truth in LABELS]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in cells
     )

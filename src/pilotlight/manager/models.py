@@ -68,14 +68,12 @@ def resolve(model: str, revision: str | None = None, *, with_code: bool = False)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
-            message = f"--revision {revision} is for hub ids; {model} is a folder"
-            raise ConfigError(message)
+            raise ConfigError(f"--revision {revision} is for hub ids; {model} is a folder")
         folder = folder.resolve()
         _check_folder(folder, model)
         return Resolved(str(folder), content_digest(folder), folder.name)
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
-        message = f"the model folder {model} does not exist"
-        raise ModelNotFound(message)
+        raise ModelNotFound(f"the model folder {model} does not exist")
     path = _snapshot(model, revision, _FILES + (_CODE if with_code else []))
     _check_folder(path, model)
     # A snapshot's folder is named by its commit, whatever branch or tag was asked for.
@@ -84,8 +82,7 @@ def resolve(model: str, revision: str | None = None, *, with_code: bool = False)
 
 def _check_folder(folder: Path, model: str) -> None:
     if not (folder / "config.json").is_file():
-        message = f"{model} is no model: it has no config.json"
-        raise ModelNotFound(message)
+        raise ModelNotFound(f"{model} is no model: it has no config.json")
     if any(folder.glob("*.safetensors")):
         return
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
@@ -94,8 +91,7 @@ def _check_folder(folder: Path, model: str) -> None:
             f"needed (model.save_pretrained(folder, safe_serialization=True) makes them)"
         )
         raise ModelNotFound(message)
-    message = f"{model} has no weights that can be used: safetensors are needed, and there is no .safetensors file in {folder}"
-    raise ModelNotFound(message)
+    raise ModelNotFound(f"{model} has no weights that can be used: there is no .safetensors file in {folder}")
 
 
 # --- identity ------------------------------------------------------------------------------------------------
@@ -142,7 +138,8 @@ def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
     at = f" --revision {revision}" if revision else ""
     fetch = f"hf download {model}{at}"
     try:
-        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
+        hub: Any = huggingface_hub
+        return Path(hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
     except errors.GatedRepoError as error:
         message = (
             f"{model} is gated: ask for access at https://huggingface.co/{model}, run `hf auth login` "
@@ -159,15 +156,13 @@ def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
         )
         raise ModelNotFound(message) from error
     except errors.HFValidationError as error:
-        message = f"{model} is neither a folder here nor a hub id (such as owner/name)"
-        raise ModelNotFound(message) from error
+        raise ModelNotFound(f"{model} is neither a folder here nor a hub id (such as owner/name)") from error
     except errors.LocalEntryNotFoundError as error:
         message = f"{model} is not in the cache ({_cache()}) and {_why_offline()}; where there is a network: `{fetch}`"
         raise ModelNotFound(message) from error
     except (errors.HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"{model} can't be fetched ({reason}); try `{fetch}`"
-        raise ModelNotFound(message) from error
+        raise ModelNotFound(f"{model} can't be fetched ({reason}); try `{fetch}`") from error
 
 
 def _cache() -> Any:

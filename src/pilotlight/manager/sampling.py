@@ -76,6 +76,5 @@ def _of_model(path: Path) -> dict[str, Any]:
     try:
         given = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        message = f"{path} can't be read: {error}"
-        raise ConfigError(message) from error
+        raise ConfigError(f"{path} can't be read: {error}") from error
     return {ours: given[theirs] for ours, theirs in _FROM_MODEL.items() if given.get(theirs) is not None}

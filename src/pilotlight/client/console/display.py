@@ -48,7 +48,7 @@ class QuietDisplay:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def update(self, fold: Fold, now_s: float) -> None:
+    def update(self, fold: Fold, now_s: float) -> None:  # noqa: ARG002 - the port's shape
         """Errors only."""
         for notice in fold.take_notices():
             self.note(notice.text, notice.level)
@@ -56,7 +56,7 @@ class QuietDisplay:
     def note(self, text: str, level: str = "info") -> None:
         """Errors only."""
         if level == "error":
-            print(text, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{text}\n")
 
 
 class PlainDisplay:
@@ -85,7 +85,7 @@ class PlainDisplay:
     def note(self, text: str, level: str = "info") -> None:
         """One line on stderr."""
         mark = f"{level}: " if level in {"warning", "error"} else ""
-        print(f"pilotlight: {mark}{text}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"pilotlight: {mark}{text}\n")
 
 
 class LiveDisplay:

@@ -109,7 +109,9 @@ class Fold:
             for replica in worker.replicas:
                 loaded = f", loaded in {replica.load_s:.1f} s" if replica.state == "live" and replica.load_s else ""
                 replicas.append(f"{replica.name} {replica.state} on {replica.device_kind}{loaded}")
-            lines.append((worker.worker, worker.state, "; ".join(replicas) or "no model yet", f"{worker.rows_done:,} rows"))
+            lines.append(
+                (worker.worker, worker.state, "; ".join(replicas) or "no model yet", f"{worker.rows_done:,} rows")
+            )
         return lines
 
     @property

@@ -11,7 +11,7 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,7 @@ class Interrupts:
     first: int = 0
 
     @contextmanager
-    def caught(self) -> Iterator[Interrupts]:
+    def caught(self) -> Generator[Interrupts]:
         """Within: INT, TERM and HUP are counted instead of killing."""
         names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {name: signal.signal(name, self._on_signal) for name in names}
@@ -95,7 +95,7 @@ def follow(
         finally:
             log_dir = pool.log_dir
             pool.close()
-    return _ending(ended, interrupts, output, f"logs: {log_dir}" if pool.trouble else "")
+    return _ending(ended, interrupts, output, f"logs of what went wrong: {log_dir}" if pool.trouble else "")
 
 
 def _see_through(
@@ -164,7 +164,7 @@ def _ending(ended: JobEnded, interrupts: Interrupts, output: Path, logs: str) ->
         notes.append(ended.message or f"the job ended {ended.outcome}")
         if ended.outcome == "suspended":
             notes.append(f"{view.rows_done:,} rows are kept; the same command goes on from there")
-    if logs and code not in {0, ROW_ERRORS_EXIT_CODE}:
+    if logs:
         notes.append(logs)
     return Ending(code, ended, notes)
 
@@ -174,7 +174,12 @@ def say_ending(ending: Ending, output: Path, *, quiet: bool, more: list[tuple[st
     if ending.ended is not None and not quiet:
         report = report_path(str(output))
         lines = summarise(ending.ended, output=str(output), report=report if os.path.exists(report) else None)
-        print(render(lines + (more or [])))
+        say(render(lines + (more or [])))
     for note in ending.notes:
         if not quiet or ending.exit_code not in {0, ROW_ERRORS_EXIT_CODE}:
-            print(f"pilotlight: {note}", file=sys.stderr)
+            sys.stderr.write(f"pilotlight: {note}\n")
+
+
+def say(text: str) -> None:
+    """Print on stdout at once, also into a pipe."""
+    print(text, flush=True)  # noqa: T201 - the terminal is where this speaks

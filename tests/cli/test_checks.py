@@ -1,0 +1,100 @@
+"""What a command refuses before anything is started: exit code 2 and one clear sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pilotlight.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    _write("in.jsonl", [{"claim": "x", "evidence": "y"}])
+    _write("prompts.jsonl", [{"prompt": "x"}])
+    _write("batch.jsonl", [{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}])
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    Path("model/model.safetensors").write_bytes(b"")
+    Path("empty").mkdir()
+    return tmp_path
+
+
+def _write(name: str, rows: list[dict[str, Any]]) -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+REFUSED = [
+    ("run missing.jsonl -o out.jsonl --model model", "the input missing.jsonl does not exist"),
+    ("run empty -o out.jsonl --model model", "is a folder"),
+    ("run prompts.jsonl -o nowhere/out.jsonl --model model", "folder .*nowhere does not exist"),
+    ("run prompts.jsonl -o prompts.jsonl --model model", "also an input"),
+    ("run prompts.jsonl -o empty --model model", "is a folder; name a file"),
+    ("run prompts.jsonl -o out.jsonl", "--model is needed"),
+    ("run prompts.jsonl -o out.jsonl --model ./none", "the model folder ./none does not exist"),
+    ("run prompts.jsonl -o out.jsonl --model empty", "no config.json"),
+    ("run prompts.jsonl -o out.jsonl --model model --nonsense 3", "Unknown option: --nonsense"),
+    ("run prompts.jsonl -o out.jsonl --model model --temperature hot", "temperature"),
+    ("run prompts.jsonl -o out.jsonl --model model --temperature -1", "temperature must be 0 or more"),
+    ("run prompts.jsonl -o out.jsonl --model model --labels A", "at least 2 labels"),
+    ("run prompts.jsonl -o out.jsonl --model model --labels A,B,A", "A is given more than once"),
+    ("run prompts.jsonl -o out.jsonl --model model --labels A,,B", "not empty"),
+    ("run prompts.jsonl -o out.jsonl --model model --label-scoring max --labels A,B", "label-scoring"),
+    ("run prompts.jsonl -o out.jsonl --model model --dtype int4", "dtype"),
+    ("run prompts.jsonl -o out.jsonl --model model --workers 0", "--workers must be 1 or more"),
+    ("run prompts.jsonl -o out.jsonl --model model --limit -1", "--limit must be 0 or more"),
+    ("run prompts.jsonl -o out.jsonl --model model --chat-template-kwargs {", "no JSON"),
+    ("run prompts.jsonl -o out.jsonl --model model --chat-template-kwargs [1]", "must be a JSON object"),
+    ("run prompts.jsonl -o out.jsonl --model model --truncate-prompt-tokens 0", "--truncate-prompt-tokens"),
+    ("run prompts.jsonl -o out.jsonl --model model --overwrite --retry-errors", "give one of them"),
+    ("run in.jsonl -o out.jsonl --model model", "neither prompt nor messages .*claim, evidence.*--prompt-template"),
+    ("run in.jsonl -o out.jsonl --model model --prompt-template {fact}", "no field 'fact'.*claim, evidence"),
+    ("run in.jsonl -o out.jsonl --model model --prompt-template {claim", "can't be read"),
+    ("run in.jsonl -o out.jsonl --model model --prompt-template claim", "must name fields"),
+    ("run -o out.jsonl --model model", "INPUTS|inputs"),
+    ("run-batch -i in.jsonl -o out.jsonl --model model", "no batch file"),
+    ("run-batch -i batch.jsonl -o batch.jsonl --model model", "also an input"),
+    ("factcheck verify prompts.jsonl -o out.jsonl --model model", "no field claim; they have prompt"),
+    ("factcheck verify in.jsonl -o out.jsonl", "give either --model or --bundled-model"),
+    ("factcheck verify in.jsonl -o out.jsonl --model model --bundled-model", "give either"),
+    ("runn", "Unknown command"),
+]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("line", "said"), REFUSED)
+def test_refused_in_one_sentence(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import re
+
+    assert main.invoke(line.split()) == 2
+    told = capsys.readouterr().err
+    assert re.search(said, told), told
+    assert told.count("\n") == 1
+    assert "Traceback" not in told
+    assert not Path("out.jsonl").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_unknown_label_is_refused_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    _write("odd.jsonl", [{"claim": "x", "label": "SUPPORTS"}, {"claim": "x", "label": "MAYBE"}])
+    assert main.invoke("factcheck verify odd.jsonl -o out.jsonl --model model".split()) == 2
+    assert "odd.jsonl line 2 has the label 'MAYBE'" in capsys.readouterr().err
+    assert list(Path().glob(".*")) == []
+
+
+def test_retry_errors_works_bare_and_with_a_kind() -> None:
+    closed = main._bare_options_closed
+    assert closed(["run", "--retry-errors", "in"]) == ["run", "--retry-errors=", "in"]
+    assert closed(["run", "--retry-errors=bad_row", "in"]) == ["run", "--retry-errors=bad_row", "in"]
+    assert closed(["run", "--", "--retry-errors"]) == ["run", "--", "--retry-errors"]
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.invoke(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("pilotlight ")
+    for verb in (["run"], ["run-batch"], ["demo"], ["factcheck", "verify"]):
+        assert main.invoke([*verb, "--help"]) == 0
+        assert "--output" in capsys.readouterr().out

@@ -1,0 +1,1 @@
+"""Tests of the client, against a manager at the protocol's edge."""

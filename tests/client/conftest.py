@@ -1,0 +1,30 @@
+"""A pool whose manager is the fake one; everything on the client's side of the socket is real."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pilotlight.client.pool import Pool
+
+COMMAND = [sys.executable, str(Path(__file__).with_name("fake_manager.py"))]
+
+
+@pytest.fixture(autouse=True)
+def private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pool folders and logs of a test go where the test can see them, and nobody else's are swept."""
+    base = tmp_path_factory.mktemp("p")
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(base))
+    monkeypatch.setenv("PILOTLIGHT_LOG_DIR", str(base / "logs"))
+    return base
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    """A started pool."""
+    with Pool(2, watch_s=0.1, manager_command=COMMAND) as started:
+        yield started
