@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pilotlight.client.launch import STALE_S_MIN
 from tests.faults.harness import Playground
 
 ROUNDS = 50
@@ -59,6 +60,7 @@ def test_everything_is_killed_at_once(ground: Playground) -> None:
         process.kill()
     running.communicate(timeout=20)
     assert (ground.folder / "out.jsonl.pilotlight").exists()
+    time.sleep(STALE_S_MIN)  # the next command sweeps what is older
     finish(ground, command)
     assert len(out.read_text().splitlines()) == 2000
     ground.assert_clean()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         spec = _read_spec(Path(options.pool_dir))
         epoch = _take_epoch(Path(options.pool_dir))
         asyncio.run(_serve(options.pool_dir, spec, epoch, options.ready_fd, parent_pid))
+        if not spec.lasting:
+            shutil.rmtree(options.pool_dir, ignore_errors=True)  # its owner may be gone
     except PilotlightError as error:
         print(f"pilotlight manager: {error}", file=sys.stderr)
         _say(options.ready_fd, msgspec.json.encode(_facts(error)) + b"\n")
@@ -57,7 +59,8 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
     try:
         await manager.start()
         await clients.start()
-        _say(ready_fd, b"ready\n")
+        if not _say(ready_fd, b"ready\n"):
+            return  # whoever started it is gone already
         if not spec.lasting:
             owner = loop.create_task(clients.await_owner(parent_pid))
         await clients.over.wait()
@@ -100,11 +103,17 @@ def _facts(error: PilotlightError) -> dict[str, object]:
     return {"kind": error.kind, "message": str(error), "exit_code": error.exit_code}
 
 
-def _say(fd: int | None, text: bytes) -> None:
-    if fd is not None:
-        with contextlib.suppress(OSError):
-            os.write(fd, text)
-            os.close(fd)
+def _say(fd: int | None, text: bytes) -> bool:
+    """Tell who started this process; False where nobody is there to hear it."""
+    if fd is None:
+        return True
+    try:
+        os.write(fd, text)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ class LocalProvider:
         """See `ports.PilotProvider`."""
         deadline = time.monotonic() + END_S_MAX
         for pilot in self._pilots.values():
+            pilot.process.terminate()
+        for pilot in self._pilots.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 pilot.process.wait(max(0.0, deadline - time.monotonic()))
             if pilot.process.poll() is None:
