@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pilotlight.cli import main
 
 
@@ -80,7 +81,7 @@ def test_refused_in_one_sentence(line: str, said: str, capsys: pytest.CaptureFix
 @pytest.mark.usefixtures("folder")
 def test_an_unknown_label_is_refused_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     _write("odd.jsonl", [{"claim": "x", "label": "SUPPORTS"}, {"claim": "x", "label": "MAYBE"}])
-    assert main.invoke("factcheck verify odd.jsonl -o out.jsonl --model model".split()) == 2
+    assert main.invoke(["factcheck", "verify", "odd.jsonl", "-o", "out.jsonl", "--model", "model"]) == 2
     assert "odd.jsonl line 2 has the label 'MAYBE'" in capsys.readouterr().err
     assert list(Path().glob(".*")) == []
 
