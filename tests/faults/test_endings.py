@@ -207,7 +207,7 @@ def test_a_changed_input_is_refused(ground: Playground) -> None:
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=30)
     lines = source.read_text().splitlines(keepends=True)
-    lines[10] = '{"n": "another"}\n'
+    lines[0] = '{"n": "another"}\n'
     source.write_text("".join(lines))
     code, said = ground.run(*command)
     assert code == 2, said

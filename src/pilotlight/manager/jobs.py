@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pilotlight.core.errors import InputError
-from pilotlight.io.fingerprint import Fingerprint
+from pilotlight.io.fingerprint import BLOCK_ROWS, Fingerprint
 from pilotlight.io.workfolder import JobFolder
 from pilotlight.messages import RowsOut
 from pilotlight.ports import Source
@@ -74,20 +74,26 @@ class PathJob(JobFiles):
         self._source = source
         self.folder = folder
         self._fingerprint = Fingerprint()
+        self._ended = False
         self.rows_resumed = self.rows_done = len(folder.done)
         self.errors = dict(folder.errors)
         self.counters = dict(folder.counters)
 
     def read(self, rows: int) -> list[Chunk]:
-        """See `JobFiles.read`."""
-        chunks = self._source.read(rows)
-        for chunk in chunks:
-            for block in self._fingerprint.feed(chunk):
-                self.folder.record_input(*block)
-        if not chunks:
-            for block in self._fingerprint.end():
-                self.folder.record_input(*block)
-            self.folder.record_input_end(self.read_upto)
+        """See `JobFiles.read`. Reads whole blocks, so that no row is handed out whose fingerprint is not journaled."""
+        upto = -(-(self.read_upto + rows) // BLOCK_ROWS) * BLOCK_ROWS
+        chunks: list[Chunk] = []
+        while not self._ended and (chunks[-1].stop if chunks else self.read_upto) < upto:
+            more = self._source.read(upto - (chunks[-1].stop if chunks else self.read_upto))
+            for chunk in more:
+                for block in self._fingerprint.feed(chunk):
+                    self.folder.record_input(*block)
+            chunks += more
+            if not more:
+                self._ended = True
+                for block in self._fingerprint.end():
+                    self.folder.record_input(*block)
+                self.folder.record_input_end(chunks[-1].stop if chunks else self.read_upto)
         return chunks
 
     @property

@@ -20,6 +20,8 @@ from pilotlight.wire import Context, DeviceSpec, Operation
 
 WANTED_DEFAULT = 4096
 STEP_S = 0.5
+PACE_START = 64
+"""Rows wanted before the first step has shown how long rows take."""
 ROWS_PER_STEP = 4096
 _STEERING = ("sleep_s", "fail", "die")
 
@@ -30,13 +32,14 @@ class EchoModel:
     def __init__(self, options: dict[str, Any], load_s: float) -> None:
         self._waiting: deque[Row] = deque()
         self._wanted = int(options.get("wanted", WANTED_DEFAULT))
+        self._pace = min(self._wanted, PACE_START)
         self._memory_bytes = int(options.get("memory_bytes", 0))
         self._stages = {"read": load_s, "to_device": 0.0, "warm": 0.0}
 
     @property
     def wanted(self) -> int:
-        """Rows it would like to hold."""
-        return self._wanted
+        """Rows it would like to hold: about two steps' worth, so that slow rows are not hoarded."""
+        return min(self._wanted, self._pace)
 
     @property
     def memory_bytes(self) -> int:
@@ -72,6 +75,7 @@ class EchoModel:
             done.append(_steered(row, cast("dict[str, Any]", payload)))
             if time.monotonic() >= stop_s:
                 break
+        self._pace = self._wanted if stop_s is None else max(2, 2 * len(done))
         return done
 
     def close(self) -> None:
