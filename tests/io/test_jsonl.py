@@ -76,13 +76,13 @@ def test_rows_are_the_lines_that_are_not_blank(
     want: list[tuple[str, int, bytes]] = []
     for number, lines in enumerate(files):
         path = folder / f"{number}.jsonl"
-        lines = lines * repeat
-        data = b"".join(line + end for line, end in lines)
+        repeated = lines * repeat
+        data = b"".join(line + end for line, end in repeated)
         if cut_last_end and lines:
             data = data[: -len(lines[-1][1])]
         path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + data)
         paths.append(str(path))
-        want += [(path.name, at, line) for at, (line, _) in enumerate(lines, 1) if line.strip()]
+        want += [(path.name, at, line) for at, (line, _) in enumerate(repeated, 1) if line.strip()]
     got = sources.read_all(JsonlSource(paths), 100 * rows_max + 1)
     assert _lines(got) == want
     assert [chunk.start for chunk in got] == [sum(c.count for c in got[:at]) for at in range(len(got))]
@@ -130,7 +130,7 @@ def test_what_cannot_be_read_is_told_by_the_constructor(tmp_path: Path) -> None:
 def test_no_permission(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.touch(0o000)
-    with pytest.raises(InputError, match="no permission to read x.jsonl"):
+    with pytest.raises(InputError, match=r"no permission to read x\.jsonl"):
         JsonlSource([str(path)])
 
 
@@ -141,11 +141,10 @@ def test_a_cut_file_gives_its_rows_and_then_the_line(tmp_path: Path, form: str) 
     path = tmp_path / "cut.jsonl.gz"
     path.write_bytes(packed[: len(packed) // 2])
     source = JsonlSource([str(path)])
-    rows = 0
+    got: list[Chunk] = []
     with pytest.raises(InputError, match=r"cut\.jsonl\.gz is cut off: .* \(after line \d+\)"):
-        while chunks := source.read(1000):
-            rows += sum(chunk.count for chunk in chunks)
-    assert 5000 < rows < 20_000
+        got.extend(chunk for _ in range(100) for chunk in source.read(1000))
+    assert 5000 < sum(chunk.count for chunk in got) < 20_000
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:

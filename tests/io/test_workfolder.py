@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import zstandard
 
 from pilotlight.core.errors import ConfigError, InputChanged, OutputBusy, OutputError, OutputExists, Superseded
 from pilotlight.core.ranges import IndexSet
+from pilotlight.io.files import Files
 from pilotlight.io.report import add_to_report, read_report, report_path
 from pilotlight.io.rows import encode_error, encode_result
 from pilotlight.io.workfolder import JobFolder
@@ -242,6 +244,33 @@ def test_a_killed_manager_frees_its_lock_at_once(tmp_path: Path) -> None:
     job.close()
 
 
+class _NoLocks(Files):
+    """A file system without flock, as Lustre is where nobody mounted it with."""
+
+    def lock(self, fd: int) -> bool | None:
+        del fd
+
+
+def test_without_flock_the_sign_of_life_decides(tmp_path: Path) -> None:
+    out = tmp_path / "o.jsonl"
+    old = _open(out, files=_NoLocks())
+    with pytest.raises(OutputBusy):
+        _open(out, files=_NoLocks())
+    os.utime(f"{old.folder}/lock", (0, os.stat(f"{old.folder}/lock").st_mtime - 31))
+    new = _open(out, files=_NoLocks())
+    with pytest.raises(Superseded):
+        old.beat()
+    old.close()
+    new.close()
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    holder = {"pid": int(dead.stdout), "host": socket.gethostname()}
+    Path(f"{old.folder}/lock").write_text(json.dumps(holder))
+    job = _open(out, files=_NoLocks())
+    assert job.epoch == 3
+    job.finish(0)
+    assert sorted(os.listdir(tmp_path)) == ["o.jsonl", "o.jsonl.report.json"]
+
+
 def test_the_folder_may_be_gone(tmp_path: Path) -> None:
     job = _open(tmp_path / "o.jsonl")
     for name in os.listdir(job.folder):
@@ -262,6 +291,7 @@ def test_error_rows_are_done_again(tmp_path: Path, ending: str, finished: bool) 
     job.write(_chunk(0, 40, {kind: [i for i in rows if i < 40] for kind, rows in errors.items()}))
     job.write(_chunk(40, 110, {kind: [i for i in rows if i >= 40] for kind, rows in errors.items()}))
     job.record_input_end(4100 if not finished else 110)
+    old = b""
     if finished:
         job.finish(110)
         old = out.read_bytes()

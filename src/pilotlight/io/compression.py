@@ -119,7 +119,7 @@ class ByteReader:
                 raise InputError(f"{self.name} is cut off: its compressed data end too early; copy or make it again")
             try:
                 out = self._unpacker.decompress(data)
-            except Exception as error:  # noqa: BLE001 - zlib.error and ZstdError share no other base
+            except Exception as error:  # zlib.error and ZstdError share no other base
                 raise InputError(f"{self.name} is damaged: its compressed data don't decode ({error})") from None
             if self._unpacker.eof:
                 self._spare = self._unpacker.unused_data
@@ -145,8 +145,8 @@ class ByteReader:
         if head.startswith(_GZIP):
             return lambda: zlib.decompressobj(31)
         if head.startswith(_ZSTD) or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F):
-            unpacker = zstandard(self.path).ZstdDecompressor()
-            return lambda: unpacker.decompressobj()
+            new_unpacker: Callable[[], _Unpacker] = zstandard(self.path).ZstdDecompressor().decompressobj
+            return new_unpacker
         for magic, what in _FOREIGN.items():
             if head.startswith(magic):
                 raise InputError(f"{self.name} is {what}, not UTF-8 text with one JSON object per line")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Sequence
 
@@ -69,6 +70,18 @@ class Files:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
                 raise
+
+    def lock(self, fd: int) -> bool | None:
+        """True: locked. False: someone else has it. None: this file system has no locks."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return False
+            if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
+                return None
+            raise
+        return True
 
     def write_all(self, fd: int, parts: Sequence[bytes]) -> None:
         """All of the parts: one call, unless the system takes less than offered."""

@@ -9,8 +9,6 @@ because each epoch writes to files of its own; see `opening.py`).
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import socket
 
@@ -43,7 +41,11 @@ class FolderLock:
         self.predecessor_alive = False
         """The last holder may still be running."""
         self._fd = self._acquire(stale_after_s)
-        self.sign(0)
+        try:
+            self.sign(0)
+        except BaseException:
+            self.release()
+            raise
 
     def sign(self, epoch: int) -> None:
         """Say in the file who holds it."""
@@ -67,10 +69,13 @@ class FolderLock:
 
     def release(self) -> None:
         """Idempotent."""
-        if self._fd >= 0:
+        if self._fd < 0:
+            return
+        try:
             with contextlib.suppress(OSError):
                 if self._bears(self._fd, self._path):
                     self._files.unlink(self._path)
+        finally:
             os.close(self._fd)
             self._fd = -1
 
@@ -81,7 +86,7 @@ class FolderLock:
                 fd, created = self._open(self._path)
             except FileNotFoundError:
                 continue  # the last holder has just finished and removed the folder
-            locked = _flock(fd)
+            locked = self._files.lock(fd)
             if not self._bears(fd, self._path):
                 os.close(fd)
                 continue
@@ -100,7 +105,7 @@ class FolderLock:
         """Put a locked file in the place of one that gives no sign of life; None to try again."""
         fd, _ = self._open(self._next)
         try:
-            if _flock(fd) is False:
+            if self._files.lock(fd) is False:
                 raise self._busy(holder, 0)
             try:
                 # Both times come from the file system, so the hosts' clocks don't matter.
@@ -142,19 +147,6 @@ class FolderLock:
         except OSError:
             return False
         return (named.st_ino, named.st_dev) == (held.st_ino, held.st_dev)
-
-
-def _flock(fd: int) -> bool | None:
-    """True: locked. False: someone else has it. None: this file system has no locks."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
-            return None
-        raise
-    return True
 
 
 def _read(fd: int) -> _Holder:

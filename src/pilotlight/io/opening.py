@@ -281,6 +281,8 @@ class _Opening:
                 continue
             kinds = [retry.kinds for retry in facts.retries if retry.epoch > epoch]
             number = index.segment(self._path(name))
+            # A killed predecessor left rows that no one has made durable; ours to promise now.
+            self._make_durable(self._path(name))
             for place, header in scan_blocks(read_segment(self._path(name))):
                 block_void = IndexSet()
                 if kinds and header.errors:
@@ -289,6 +291,13 @@ class _Opening:
                     void.update(block_void)
                 index.add(number, place, header, block_void)
         return index, void
+
+    def _make_durable(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._files.datasync(fd)
+        finally:
+            os.close(fd)
 
     def _sweep(self, facts: Facts, epoch: int) -> None:
         """Remove what no fact speaks of any more."""

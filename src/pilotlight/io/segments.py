@@ -1,4 +1,4 @@
-"""Segments: append-only files of finished rows, in the order in which they finished.
+r"""Segments: append-only files of finished rows, in the order in which they finished.
 
 A segment is a sequence of blocks, one per `ResultChunk`, each written by one system call:
 

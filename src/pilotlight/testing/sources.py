@@ -1,4 +1,4 @@
-"""The conformance kit of `ports.Source`: whoever writes a source hands `check` a function that makes one over given rows.
+"""The conformance kit of `ports.Source`: whoever writes one hands `check` a function that makes it over given rows.
 
 Each check raises AssertionError with a sentence. Rows are compact JSON objects, so any format can carry them; a source
 that encodes rows itself must give these bytes back.
