@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pilotlight.core.errors import ConfigError
+from pilotlight.core.errors import ConfigError, OutputBusy
 from pilotlight.factcheck.claims import evidence_text, prepare, render_prompt, row_for_model
 
 FEVER_EVIDENCE = [[[289914, 283015, "Soul_Food_-LRB-film-RRB-", 0]], [[291259, 284217, "Soul_Food", 0]]]
@@ -62,7 +62,13 @@ def test_lines_stay_on_their_lines_and_broken_ones_stay_broken(tmp_path: Path) -
     assert json.loads(written[3])["custom_id"] == {"id": 2, "label": "REFUTES", "evidence": False}
     assert (prepared.claims, prepared.with_evidence, prepared.labelled) == (3, 1, 1)
     first = path.read_bytes()
+    with pytest.raises(OutputBusy):
+        prepare(claims, tmp_path / "out.jsonl")
+    assert path.read_bytes() == first
     prepared.remove()
     assert not prepared.folder.exists()
-    assert prepare(claims, tmp_path / "out.jsonl").paths[0].read_bytes() == first
-    assert prepare(claims, tmp_path / "out.jsonl", passes=3).claims == 9
+    for passes in (1, 3):
+        again = prepare(claims, tmp_path / "out.jsonl", passes=passes)
+        assert again.paths[0].read_bytes() == first * passes
+        assert again.claims == 3 * passes
+        again.remove()

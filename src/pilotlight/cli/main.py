@@ -10,13 +10,17 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from pilotlight import __version__
 
+_SHOWN = Parameter(show_default=lambda value: None if value in {False, None, ()} else value)
+"""A default is worth reading unless it is "no" or "unset"."""
+
 app = App(
     name="pilotlight",
+    default_parameter=_SHOWN,
     version=f"pilotlight {__version__}",
     version_flags=["--version"],
     help="High-throughput inference with small language models: models stay loaded, no row is lost.",

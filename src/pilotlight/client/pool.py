@@ -27,9 +27,8 @@ from pilotlight.client.results import (
     read_classification,
     read_generation,
     read_pickle,
-    read_plain,
 )
-from pilotlight.client.rows import chat_line, pickle_line, plain_line, prompt_line
+from pilotlight.client.rows import chat_line, pickle_line, prompt_line
 from pilotlight.client.sampling import SamplingParams
 from pilotlight.core.errors import ConfigError, JobCancelled, LinkClosed
 from pilotlight.messages import (
@@ -49,7 +48,12 @@ from pilotlight.wire import JobRequest, Operation, PathInput, PathOutput, Stream
 
 R = TypeVar("R", bound=Result)
 Watcher = Callable[[Snapshot | Notice], None]
-_READERS: dict[str, Reader] = {"generate": read_generation, "classify": read_classification, "map": read_pickle}
+_READERS: dict[str, Reader] = {
+    "generate": read_generation,
+    "echo": read_generation,
+    "classify": read_classification,
+    "map": read_pickle,
+}
 
 
 class Pool:
@@ -254,8 +258,6 @@ class Pool:
         reader: Reader | None = None,
     ) -> Job[Any]:
         window = Window(*self._window)
-        if operation.kind == "echo":
-            reader, encode = reader or read_plain, plain_line if encode is prompt_line else encode
         job: Job[Any] = Job(send=self._send, reader=reader or _READERS[operation.kind], ordered=ordered, window=window)
 
         def feed() -> None:

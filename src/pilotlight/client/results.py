@@ -86,12 +86,6 @@ def _error(line: dict[str, Any]) -> RowError | None:
     return None if told is None else RowError(told["kind"], told["message"])
 
 
-def read_plain(index: int, line: bytes, prompt: Any) -> Result:
-    """An answer whose value is the JSON result as it is."""
-    decoded = msgspec.json.decode(line)
-    return Result(index, decoded.get("result"), _error(decoded), prompt)
-
-
 def read_generation(index: int, line: bytes, prompt: Any) -> Generation:
     """An answer to `generate`."""
     decoded = msgspec.json.decode(line)

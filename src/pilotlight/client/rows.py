@@ -39,11 +39,6 @@ def chat_line(row: Any) -> bytes:
     )
 
 
-def plain_line(row: Any) -> bytes:
-    """Any JSON value."""
-    return _encode(cast("object", row))
-
-
 def pickle_line(function_name: str) -> Callable[[Any], bytes]:
     """Encoder of any Python value, for a user's function."""
     what = f"the row for {function_name}"

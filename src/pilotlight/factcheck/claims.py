@@ -6,6 +6,8 @@ whose `evidence` is the text itself. Both have `claim`, and may have `id` and `l
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from typing import Any, cast
 
 import msgspec
 
-from pilotlight.core.errors import ConfigError, RequestError
+from pilotlight.core.errors import ConfigError, OutputBusy, RequestError
 from pilotlight.io.jsonl import JsonlSource
 from pilotlight.io.rows import decode_row
 
@@ -26,9 +28,13 @@ _READ_ROWS = 4096
 
 @dataclass
 class Prepared:
-    """What was read of a file of claims. `paths`: the rows for the model, in a folder that `remove` deletes."""
+    """What was read of a file of claims. `paths`: the rows for the model, in a folder that `remove` deletes.
+
+    The folder is locked while this lives, so that a second command on the same output can't pull it away.
+    """
 
     folder: Path
+    lock: int
     paths: list[Path] = field(default_factory=list[Path])
     claims: int = 0
     with_evidence: int = 0
@@ -37,6 +43,7 @@ class Prepared:
     def remove(self) -> None:
         """Delete the prepared rows; they can be made again."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self.lock)
 
 
 def render_prompt(claim: str, evidence: str | None) -> str:
@@ -75,18 +82,21 @@ def prepare(claims: Path, output: Path, *, passes: int = 1) -> Prepared:
 
     The same claims give the same bytes at the same path, line for line, so that a rerun goes on where an interrupted
     one was, and errors name the right line. `passes`: how often the claims are written, one pass after the other.
-    Raises `InputError` and `ConfigError`.
+    Raises `InputError`, `OutputBusy` and `ConfigError`.
     """
     source = JsonlSource([str(claims)])
-    prepared = Prepared(output.absolute().with_name(f".{output.name}.claims"))
-    prepared.folder.mkdir(exist_ok=True)
+    folder = output.absolute().with_name(f".{output.name}.claims")
+    prepared = Prepared(folder, _lock(folder, output))
     path = prepared.folder / claims.name.removesuffix(".gz").removesuffix(".zst")
     prepared.paths = [path]
     try:
         lines = list(_lines(source, claims.name, prepared)) if passes > 1 else _lines(source, claims.name, prepared)
-        with path.open("wb") as file:
+        # A manager that outlives a killed command by a second may still read the file of that name.
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("wb") as file:
             for _ in range(passes):
                 file.writelines(lines)
+        partial.replace(path)
     except BaseException:
         prepared.remove()
         raise
@@ -96,6 +106,17 @@ def prepare(claims: Path, output: Path, *, passes: int = 1) -> Prepared:
     prepared.with_evidence *= passes
     prepared.labelled *= passes
     return prepared
+
+
+def _lock(folder: Path, output: Path) -> int:
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise OutputBusy(f"another command writes {output} now") from None
+    return lock
 
 
 def _lines(source: JsonlSource, origin: str, prepared: Prepared) -> Iterator[bytes]:

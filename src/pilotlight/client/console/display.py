@@ -138,4 +138,7 @@ def _picture(fold: Fold, now_s: float) -> RenderableType:
         workers.add_row(Text(f"  {name}"), Text(state, style=style), Text(doing), Text(rows, justify="right"))
     fraction = fold.fraction
     bar = ProgressBar(total=1.0, completed=fraction or 0.0, width=48, pulse=fraction is None, animation_time=now_s)
-    return Group(Text(fold.line, style="bold"), bar, workers)
+    # A bar alone ends without a line's end; a table's row has one.
+    row = Table.grid()
+    row.add_row(bar)
+    return Group(Text(fold.line, style="bold"), row, workers)

@@ -43,7 +43,12 @@ class Interrupts:
     @contextmanager
     def caught(self) -> Generator[Interrupts]:
         """Within: INT, TERM and HUP are counted instead of killing."""
-        names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # What nohup or a shell's & has set to be ignored stays ignored.
+        names = [
+            name
+            for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(name) is not signal.SIG_IGN
+        ]
         before = {name: signal.signal(name, self._on_signal) for name in names}
         try:
             yield self
