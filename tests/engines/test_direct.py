@@ -1,0 +1,66 @@
+"""The direct engine passes the kit, keeps its socket private, and turns away foreign bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import socket
+import stat
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pilotlight.engines.direct import FRAME_BYTES_MAX, DirectManagerLink, DirectWorkerLink
+from pilotlight.testing import links
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder whose name is short enough for a Unix socket's path."""
+    folder = Path(tempfile.mkdtemp(prefix="pl-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("check", links.CHECKS, ids=lambda check: check.__name__)
+def test_kit(sockets: Path, check: Callable[..., object]) -> None:
+    numbers = itertools.count()
+
+    def pair() -> tuple[DirectManagerLink, Callable[[], DirectWorkerLink]]:
+        path = str(sockets / f"{next(numbers)}.sock")
+        return DirectManagerLink(path), lambda: DirectWorkerLink(path)
+
+    asyncio.run(check(pair))  # type: ignore[arg-type]
+
+
+def test_the_socket_is_the_users_own(sockets: Path) -> None:
+    async def look() -> int:
+        end = links.ManagerEnd(DirectManagerLink(str(sockets / "s")))
+        await end.start()
+        mode = (sockets / "s").stat().st_mode
+        await end.link.stop()
+        return mode
+
+    assert stat.S_IMODE(asyncio.run(look())) == 0o600
+
+
+@pytest.mark.parametrize("noise", [b"GET / HTTP/1.1\r\n\r\n", struct.pack(">I", FRAME_BYTES_MAX + 1), struct.pack(">I", 3) + b"abc"])
+def test_foreign_bytes_close_the_connection(sockets: Path, noise: bytes) -> None:
+    async def speak() -> bytes:
+        end = links.ManagerEnd(DirectManagerLink(str(sockets / "s")))
+        await end.start()
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(stranger, str(sockets / "s"))
+            await loop.sock_sendall(stranger, noise)
+            answer = await asyncio.wait_for(loop.sock_recv(stranger, 10), 10)
+        assert end.heard == []
+        await end.link.stop()
+        return answer
+
+    assert asyncio.run(speak()) == b""
