@@ -62,7 +62,7 @@ def run(
         system_prompt=system_prompt,
         chat_template_kwargs=_json_object(chat_template_kwargs),
         sampling=(sampling or SamplingOptions()).params().to_wire(),
-        labels=[] if labels is None else check_labels(labels.split(",")),
+        labels=[] if labels is None else check_labels([label.strip() for label in labels.split(",")]),
         label_scoring=label_scoring,
         truncate_prompt_tokens=truncate_prompt_tokens,
     )
