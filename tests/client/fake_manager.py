@@ -105,7 +105,9 @@ class FakeManager:
             case Submit():
                 self.submit(connection, message)
             case RowsIn():
-                self.rows(connection, self.jobs[message.job], message)
+                # Rows of a job that was cancelled meanwhile are nobody's.
+                if message.job in self.jobs:
+                    self.rows(connection, self.jobs[message.job], message)
             case InputEnd():
                 if message.job in self.jobs and self.jobs[message.job].request.context.name != "hang":
                     self.end(connection, message.job, "completed")

@@ -141,6 +141,8 @@ class Feeder(threading.Thread):
                     return
                 self._enter(row)
         except BaseException as error:
+            with self._pending_lock:
+                self._pending, self._pending_bytes = [], 0
             self._on_error(error)
 
     def _enter(self, row: Any) -> None:
