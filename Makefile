@@ -49,12 +49,13 @@ bench: .venv/.dev ## benchmarks/bench_*.py one after another; figures go to benc
 	@$(BIN)/python tools/bench.py $(ARGS)
 
 gpu: ## tests and benchmarks that need a GPU, with the interpreter that has CUDA torch; needs no network
-	@PYTHONPATH=src:. $(or $(PYTHON),python3) tools/gpu.py $(ARGS)
+	@PYTHONPATH="src:.:$$PYTHONPATH" $(or $(PYTHON),python3) tools/gpu.py $(ARGS)
 
 model: .venv/.run ## train the bundled model anew (seeded; minutes on two cores)
-	@$(BIN)/python training/train.py $(ARGS)
+	@$(BIN)/python training/train.py --out src/pilotlight/factcheck/assets/tiny-verifier $(ARGS)
+	@$(BIN)/python training/make_claims.py --out src/pilotlight/factcheck/assets/claims.jsonl
 
-picture: .venv/.run ## draw docs/images/demo.svg from a real run of the demo
+picture: .venv/.dev ## draw docs/images/demo.svg from a real run of the demo
 	@$(BIN)/python tools/draw_demo.py
 
 diagrams: .venv/.run ## draw the state diagrams of docs/architecture.md from core/transitions.py
