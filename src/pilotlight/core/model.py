@@ -134,6 +134,8 @@ class Job:
     read_upto: int = 0
     exhausted: bool = False
     reading: bool = False
+    appetite: int = 0
+    """Rows that all workers together should hold, when that was last looked at."""
     pending: IndexSet = field(default_factory=IndexSet)
     suspects: list[IndexSet] = field(default_factory=list)
     """Groups of rows that were in a replica when it died; each runs with nothing else beside it. Last goes first."""

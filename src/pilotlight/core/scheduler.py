@@ -447,7 +447,7 @@ class Scheduler:
         if hungry:
             for job, rows in sharing.divide(hungry, target - outstanding):
                 self._grant(worker, state.open_lease(job, worker, job.pending.take(rows), self._now))
-                self._read(job)
+                self._read(job, weigh=False)
             return
         if outstanding or self._isolate(worker, jobs):
             return
@@ -488,17 +488,24 @@ class Scheduler:
             lease.state = step(LEASE, lease.state, LeaseState.REVOKING)
             self._out.append(RevokeRows(lease.worker_id, lease.lease_id, rows))
 
-    def _read(self, job: Job) -> None:
+    def _read(self, job: Job, *, weigh: bool = True) -> None:
+        """Read on where the rows at hand would not fill all leases anew.
+
+        Weighing that looks at every worker, so a grant goes by what was weighed last, a tick ago at most.
+        """
         if job.exhausted or job.reading or job.state is not JobState.RUNNING:
             return
-        appetite = 0
-        for worker in self.state.live_workers():
-            capacity = worker.capacity(job.variant_id, self._now)
-            appetite += sizing.lease_target(capacity, worker.rate.get(job.variant_id, 0.0), self.options.horizon_s)
-        rows = sizing.read_rows(len(job.pending), appetite)
+        if weigh:
+            job.appetite = sum(self._target(worker, job.variant_id) for worker in self.state.live_workers())
+        rows = sizing.read_rows(len(job.pending), job.appetite)
         if rows:
             job.reading = True
             self._out.append(ReadRows(job.job_id, rows))
+
+    def _target(self, worker: Worker, variant_id: VariantId) -> int:
+        """Rows of a variant that a worker should hold."""
+        capacity = worker.capacity(variant_id, self._now)
+        return sizing.lease_target(capacity, worker.rate.get(variant_id, 0.0), self.options.horizon_s)
 
     def _name(self, variant_id: VariantId) -> str:
         variant = self.state.variants.get(variant_id)

@@ -23,7 +23,7 @@ STEP_S = 0.5
 PACE_START = 64
 """Rows wanted before the first step has shown how long rows take."""
 ROWS_PER_STEP = 4096
-_STEERING = ("sleep_s", "fail", "die")
+_STEERING = frozenset({"sleep_s", "fail", "die"})
 
 
 class EchoModel:
@@ -68,7 +68,7 @@ class EchoModel:
         for _ in range(min(len(waiting), ROWS_PER_STEP)):
             row = waiting.popleft()
             payload = row.payload
-            if type(payload) is not dict or not any(key in payload for key in _STEERING):
+            if type(payload) is not dict or _STEERING.isdisjoint(row.payload):
                 done.append(Outcome(row.ticket, payload))
                 continue
             stop_s = stop_s or time.monotonic() + STEP_S
