@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
+import shutil
 import sys
 import tempfile
 import time
@@ -21,8 +23,11 @@ from rich.style import Style
 from rich.text import Text
 
 ROOT = Path(__file__).parent.parent
+FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono, monospace"
 IMAGES = ROOT / "docs" / "images"
 COLUMNS, LINES = 108, 40
+HOME = "/tmp/home"
+"""Whose home the picture shows: nobody's."""
 MID_RUN_S = 1.0
 """How long after the kill the picture in the middle is taken."""
 
@@ -34,7 +39,7 @@ def watched(command: list[str], folder: str) -> tuple[list[Text], list[Text]]:
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(folder)
-        os.environ.update(COLUMNS=str(COLUMNS), LINES=str(LINES), TERM="xterm-256color")
+        os.environ.update(COLUMNS=str(COLUMNS), LINES=str(LINES), TERM="xterm-256color", HOME=HOME)
         os.execv(command[0], command)
     middle: list[Text] = []
     killed_s: float | None = None
@@ -91,13 +96,17 @@ def draw(lines: list[Text], path: Path) -> None:
         console.print(Text("$ ", style="dim") + Text("pilotlight demo", style="bold"))
         for line in lines:
             console.print(line, overflow="crop", no_wrap=True)
-        console.save_svg(str(path), title="pilotlight demo")
+        drawn = console.export_svg(title="pilotlight demo")
+    # An image in a page may not fetch fonts.
+    drawn = re.sub(r"@font-face {.*?}\s*", "", drawn, flags=re.DOTALL)
+    path.write_text(drawn.replace("Fira Code, monospace", FONTS), encoding="utf-8")
 
 
 def main() -> None:
     """Run, and draw both."""
     with tempfile.TemporaryDirectory() as folder:
         middle, end = watched([sys.executable, "-m", "pilotlight", "demo"], folder)
+    shutil.rmtree(HOME, ignore_errors=True)
     IMAGES.mkdir(parents=True, exist_ok=True)
     if middle:
         draw(middle, IMAGES / "demo-running.svg")

@@ -1,7 +1,7 @@
 """Draw the state diagrams of docs/architecture.md from the tables in core/transitions.py.
 
-Each diagram stands between `<!-- transitions: NAME -->` and `<!-- end -->`. With `--check` nothing is written, and the exit
-code says whether they are current.
+Each diagram stands between `<!-- transitions: NAME -->` and `<!-- end -->`. With `--check` nothing is written, and the
+exit code says whether they are current.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Run whatever needs a GPU: tests/gpu and benchmarks/gpu_*.py, and write bench-results/gpu.json. Under eight minutes.
 
 Made for a machine that has CUDA torch and transformers and no network: nothing is installed, this interpreter is used
-as it is, and what it lacks is named. Tests leave figures with pytest's `record_property`; a benchmark leaves JSON files in
-the folder that the environment's BENCH_RESULTS names.
+as it is, and what it lacks is named. Tests leave figures with pytest's `record_property`; a benchmark leaves JSON files
+in the folder that the environment's BENCH_RESULTS names.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
     import transformers
 
     if not torch.cuda.is_available():
-        raise SystemExit("make gpu: torch sees no CUDA device here (try: python -c 'import torch; torch.zeros(1).cuda()')")
+        raise SystemExit("make gpu: torch sees no CUDA device here")
     return {
         "devices": [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
@@ -116,7 +116,8 @@ def main() -> int:
     deadline_s = time.monotonic() + TOTAL_S
     figures: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "command": "make gpu", "machine": machine()}
     # Children find packages where this process does, also those that came by way of PYTHONPATH.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    path = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
     with tempfile.TemporaryDirectory() as folder:
         figures["tests"] = tests(Path(folder), environment)
         figures["benchmarks"] = benchmarks(Path(folder), environment, deadline_s)
