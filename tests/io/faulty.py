@@ -93,7 +93,7 @@ class FullDisk(QuickFiles):
 
 
 class PowerCut(QuickFiles):
-    """Remembers how much of each file was synced; `cut` loses a random part of the rest."""
+    """Remembers how much of each file was synced; `cut` loses a random part of the rest (all of it if not told how)."""
 
     def __init__(self) -> None:
         self.synced: dict[tuple[int, int], int] = {}
@@ -102,14 +102,14 @@ class PowerCut(QuickFiles):
         status = os.fstat(fd)
         self.synced[status.st_ino, status.st_dev] = status.st_size
 
-    def cut(self, folder: str, rng: random.Random) -> None:
+    def cut(self, folder: str, rng: random.Random | None = None) -> None:
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
             status = os.stat(path)
             kept = min(self.synced.get((status.st_ino, status.st_dev), 0), status.st_size)
-            length = rng.randint(kept, status.st_size)
+            length = rng.randint(kept, status.st_size) if rng else kept
             os.truncate(path, length)
-            if length > kept and rng.random() < 0.5:
+            if rng and length > kept and rng.random() < 0.5:
                 # Pages reach the disk in any order: what was not synced may be zeros.
                 with open(path, "r+b") as file:
                     file.seek(rng.randint(kept, length - 1))

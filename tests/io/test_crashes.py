@@ -199,6 +199,26 @@ def test_power_cuts(tmp_path_factory: pytest.TempPathFactory, rng: random.Random
     _check_output(out)
 
 
+def test_a_power_cut_right_after_a_sync_loses_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "o.jsonl"
+    disk = PowerCut()
+    done = 0
+    for rows in range(2, 50, 7):
+        job = _open(out, disk)
+        assert job.done.spans() == ([(0, done)] if done else [])
+        for index in range(done, rows):
+            job.write(sinks.result_chunk([(index, index + 1)]))
+        if rows % 2:
+            job.sync()  # else: killed, and the next life has to sync what is here
+            disk.cut(job.folder)
+        _die(job)
+        done = rows
+        job = _open(out, disk)
+        job.sync()
+        disk.cut(job.folder)
+        _die(job)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_full_disk_loses_nothing(tmp_path: Path, seed: int) -> None:
     out = tmp_path / "o.jsonl"

@@ -19,6 +19,7 @@ import zstandard
 from pilotlight.core.errors import ConfigError, InputChanged, OutputBusy, OutputError, OutputExists, Superseded
 from pilotlight.core.ranges import IndexSet
 from pilotlight.io.files import Files
+from pilotlight.io.journal import InputEnd
 from pilotlight.io.report import add_to_report, read_report, report_path
 from pilotlight.io.rows import encode_error, encode_result
 from pilotlight.io.workfolder import JobFolder
@@ -242,6 +243,30 @@ def test_a_killed_manager_frees_its_lock_at_once(tmp_path: Path) -> None:
     job = _open(out)
     assert (job.epoch, job.done.spans()) == (2, [(0, 2)])
     job.close()
+
+
+def test_what_a_paused_manager_had_already_checked_harms_nothing(tmp_path: Path) -> None:
+    """It may wake up between its check and the system call that the check was for."""
+    out = tmp_path / "o.jsonl"
+    old = _open(out)
+    old.write(_chunk(0, 20))
+    old.sync()
+    lock = f"{old.folder}/lock"
+    os.utime(lock, (0, os.stat(lock).st_mtime - 31))
+    new = _open(out)
+    old._file.append(b"late\n")
+    old._file.cut()
+    old._file.append(b"late\n")
+    old._journal.append([InputEnd(3)])
+    old._writer.write(_chunk(20, 30, text="late"))
+    new.write(_chunk(20, 40, text="new"))
+    new.sync()
+    new.close()
+    new = _open(out)
+    assert new.rows_total is None
+    new.finish(40)
+    rows = _rows(out)
+    assert [row["result"] for row in rows[20:]] == ["new"] * 20
 
 
 class _NoLocks(Files):

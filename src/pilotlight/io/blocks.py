@@ -9,21 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from pilotlight.core.ranges import IndexSet, Span
 from pilotlight.io.segments import BlockHeader, Place
 
-
-class Run(NamedTuple):
-    """Rows start <= i < stop, as the lines from `line` on of the block at that place of a segment."""
-
-    start: int
-    stop: int
-    line: int
-    segment: int
-    place: Place
-
+Run = tuple[int, int, int]
+"""start, stop, line: rows start <= i < stop are the lines from `line` on of their block's body."""
 
 _RUN_NUMBERS = 8
 
@@ -57,15 +48,17 @@ class BlockIndex:
         """Take in a block; rows that are done already, or void, are passed over."""
         line = 0
         kept: list[Span] = []
+        done, where = self.done, (segment, *place)
         for start, stop in header.spans:
-            fresh = [(start, stop)]
-            if self.done.within(start, stop):
-                fresh = self.done.missing(start, stop)
-            if void:
-                fresh = [gap for low, high in fresh for gap in void.missing(low, high)]
+            if void or (start in done if stop - start == 1 else done.within(start, stop)):
+                fresh = done.missing(start, stop)
+                if void:
+                    fresh = [gap for low, high in fresh for gap in void.missing(low, high)]
+            else:
+                fresh = ((start, stop),)
             for low, high in fresh:
-                self.done.add(low, high)
-                self._keep(low, high, line + low - start, segment, place)
+                done.add(low, high)
+                self._keep(low, high, line + low - start, where)
             kept += fresh
             line += stop - start
         if not kept:
@@ -75,29 +68,36 @@ class BlockIndex:
         if header.errors:
             add_counts(self.errors, errors_within(header, kept))
 
-    def runs(self, start: int, stop: int) -> Iterator[Run]:
-        """The runs in start <= i < stop, cut to it, in no order. Both ends in the same range."""
-        numbers = self._runs.get(start // self.range_rows)
-        if numbers is None:
-            return
-        each = iter(numbers.tolist())
-        for low, high, line, segment, *place in zip(*[each] * _RUN_NUMBERS, strict=True):
-            a, b = max(low, start), min(high, stop)
-            if a < b:
-                yield Run(a, b, line + a - low, segment, Place(*place))
+    def runs(self, start: int, stop: int) -> dict[int, dict[Place, list[Run]]]:
+        """The rows start <= i < stop by segment and block, in no order. Both ends in the same range."""
+        segments: dict[int, dict[tuple[int, ...], list[Run]]] = {}
+        for low, high, line, segment, *place in self._each(start):
+            if low < start:
+                line += start - low  # noqa: PLW2901 - the run is cut here
+                low = start  # noqa: PLW2901
+            high = min(high, stop)  # noqa: PLW2901
+            if low < high:
+                blocks = segments.get(segment)
+                if blocks is None:
+                    blocks = segments[segment] = {}
+                key = tuple(place)
+                if key in blocks:
+                    blocks[key].append((low, high, line))
+                else:
+                    blocks[key] = [(low, high, line)]
+        return {
+            segment: {Place(*place): runs for place, runs in blocks.items()} for segment, blocks in segments.items()
+        }
 
     def bytes_of(self, start: int) -> int:
         """About how many bytes the rows of the range that holds `start` have."""
-        numbers = self._runs.get(start // self.range_rows)
-        if numbers is None:
-            return 0
-        bodies = dict(zip(zip(numbers[3::8], numbers[4::8], strict=True), numbers[7::8], strict=True))
+        bodies = {(run[3], run[4]): run[7] for run in self._each(start)}
         return sum(bodies.values())
 
-    def drop(self, start: int, stop: int) -> None:
-        """Forget the runs of a range that is in order now. `done` stays."""
-        for run in self.runs(start, stop):
-            self._live[run.segment] -= run.stop - run.start
+    def drop(self, start: int) -> None:
+        """Forget the runs of the range that holds `start`, which is in order now. `done` stays."""
+        for run in self._each(start):
+            self._live[run[3]] -= run[1] - run[0]
         self._runs.pop(start // self.range_rows, None)
 
     def dead_segments(self, but: str) -> list[str]:
@@ -109,15 +109,20 @@ class BlockIndex:
                 self._segments[number] = ""
         return dead
 
-    def _keep(self, start: int, stop: int, line: int, segment: int, place: Place) -> None:
-        self._live[segment] += stop - start
+    def _each(self, start: int) -> Iterator[tuple[int, ...]]:
+        numbers = self._runs.get(start // self.range_rows)
+        each = iter(numbers.tolist() if numbers else [])
+        return zip(*[each] * _RUN_NUMBERS, strict=True)
+
+    def _keep(self, start: int, stop: int, line: int, where: tuple[int, ...]) -> None:
+        self._live[where[0]] += stop - start
         while start < stop:
             number = start // self.range_rows
             end = min(stop, (number + 1) * self.range_rows)
             runs = self._runs.get(number)
             if runs is None:
                 runs = self._runs[number] = array("q")
-            runs.extend((start, end, line, segment, *place))
+            runs.fromlist([start, end, line, *where])
             line += end - start
             start = end
 

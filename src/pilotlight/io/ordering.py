@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from pilotlight.core.errors import OutputError
 from pilotlight.io.bases import BaseFile
-from pilotlight.io.blocks import BlockIndex, Run, add_counts, errors_within
+from pilotlight.io.blocks import BlockIndex, add_counts, errors_within
 from pilotlight.io.compression import Form, pack
 from pilotlight.io.files import Files
 from pilotlight.io.segments import Place, decode_header
@@ -45,26 +46,21 @@ def _gather(index: BlockIndex, bases: Sequence[BaseFile], start: int, stop: int)
     parts: list[tuple[int, int, bytes]] = []
     errors: dict[str, int] = {}
     counters: dict[str, float] = {}
-    segments: dict[int, dict[Place, list[Run]]] = {}
-    for run in index.runs(start, stop):
-        segments.setdefault(run.segment, {}).setdefault(run.place, []).append(run)
-    for segment, blocks in segments.items():
-        path = index.path(segment)
-        for place, header_raw, body in _read(path, sorted(blocks)):
+    for segment, blocks in index.runs(start, stop).items():
+        for place, header_raw, body in _read(index.path(segment), sorted(blocks)):
             runs = blocks[place]
             header = decode_header(header_raw)
             if header.errors:
-                add_counts(errors, errors_within(header, [(run.start, run.stop) for run in runs]))
-            if header.counters and any(run.line == 0 for run in runs):
+                add_counts(errors, errors_within(header, [(low, high) for low, high, _ in runs]))
+            if header.counters and any(line == 0 for _, _, line in runs):
                 add_counts(counters, header.counters)
-            if len(header.spans) == 1 and header.spans[0] == (runs[0].start, runs[0].stop):
-                parts.append((runs[0].start, runs[0].stop, body))
+            if len(header.spans) == 1 and header.spans[0] == runs[0][:2]:
+                parts.append((*runs[0][:2], body))
                 continue
             lines = body.split(b"\n")
-            for run in runs:
-                count = run.stop - run.start
-                text = lines[run.line] if count == 1 else b"\n".join(lines[run.line : run.line + count])
-                parts.append((run.start, run.stop, text))
+            for low, high, line in runs:
+                text = lines[line] if high - low == 1 else b"\n".join(lines[line : line + high - low])
+                parts.append((low, high, text))
     for base in bases:
         kept = base.kept(start, stop)
         if not kept:
@@ -75,7 +71,7 @@ def _gather(index: BlockIndex, bases: Sequence[BaseFile], start: int, stop: int)
         for kind, rows in base.errors.items():
             if count := sum(high - low for low, high in rows.within(start, stop)):
                 add_counts(errors, {kind: count})
-    parts.sort(key=_first)
+    parts.sort(key=itemgetter(0))
     at = start
     for low, high, _ in parts:
         assert low == at, f"row {at} is not where it should be"
@@ -84,10 +80,6 @@ def _gather(index: BlockIndex, bases: Sequence[BaseFile], start: int, stop: int)
     text = b"\n".join([part for _, _, part in parts]) + b"\n"
     assert text.count(b"\n") == stop - start, "the text has not one line per row"
     return Gathered(text, errors, counters)
-
-
-def _first(part: tuple[int, int, bytes]) -> int:
-    return part[0]
 
 
 def _read(path: str, places: Sequence[Place]) -> Iterator[tuple[Place, bytes, bytes]]:

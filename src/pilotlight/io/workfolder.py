@@ -281,7 +281,7 @@ class JobFolder:
         self._file.size = size
         self._ordered = record
         with self._mutex:
-            self._index.drop(start, stop)
+            self._index.drop(start)
             dead = self._index.dead_segments(but=self._writer.path)
         with _AsOutputError(self.folder):
             for path in dead:
