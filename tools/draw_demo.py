@@ -9,7 +9,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import sys
 import tempfile
 import time
@@ -25,9 +24,7 @@ from rich.text import Text
 ROOT = Path(__file__).parent.parent
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono, monospace"
 IMAGES = ROOT / "docs" / "images"
-COLUMNS, LINES = 108, 40
-HOME = "/tmp/home"
-"""Whose home the picture shows: nobody's."""
+COLUMNS, LINES = 120, 40
 MID_RUN_S = 1.0
 """How long after the kill the picture in the middle is taken."""
 
@@ -39,7 +36,7 @@ def watched(command: list[str], folder: str) -> tuple[list[Text], list[Text]]:
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(folder)
-        os.environ.update(COLUMNS=str(COLUMNS), LINES=str(LINES), TERM="xterm-256color", HOME=HOME)
+        os.environ.update(COLUMNS=str(COLUMNS), LINES=str(LINES), TERM="xterm-256color", HOME=folder)
         os.execv(command[0], command)
     middle: list[Text] = []
     killed_s: float | None = None
@@ -106,7 +103,6 @@ def main() -> None:
     """Run, and draw both."""
     with tempfile.TemporaryDirectory() as folder:
         middle, end = watched([sys.executable, "-m", "pilotlight", "demo"], folder)
-    shutil.rmtree(HOME, ignore_errors=True)
     IMAGES.mkdir(parents=True, exist_ok=True)
     if middle:
         draw(middle, IMAGES / "demo-running.svg")
