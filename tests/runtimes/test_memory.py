@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("resource")
 
-from pilotlight.runtimes.transformers.budget import TokenBudget, is_out_of_memory
+from pilotlight.runtimes.transformers.budget import PASS_S, TOKENS_EFFICIENT, TokenBudget, is_out_of_memory
 from tests import tiny
 
 PROGRAM = """
@@ -88,8 +88,16 @@ def test_a_failed_size_is_never_tried_again() -> None:
 def test_the_budget_follows_speed() -> None:
     budget = TokenBudget(1024, 1 << 20)
     for _ in range(20):
-        budget.observe(budget.tokens, budget.tokens / 1000)
-    assert 350 <= budget.tokens <= 450
+        budget.observe(budget.tokens, budget.tokens / 10_000)
+    assert 0.8 * PASS_S <= budget.tokens / 10_000 <= 1.2 * PASS_S
+
+
+def test_slow_devices_get_passes_that_pay() -> None:
+    for tokens_per_s, tokens in ((1000, TOKENS_EFFICIENT), (100, 100)):
+        budget = TokenBudget(64, 1 << 20)
+        for _ in range(20):
+            budget.observe(budget.tokens, budget.tokens / tokens_per_s)
+        assert budget.tokens == tokens
 
 
 def test_what_counts_as_out_of_memory() -> None:

@@ -6,8 +6,11 @@ It never again exceeds a size that failed.
 
 from __future__ import annotations
 
-PASS_S = 0.4
+PASS_S = 0.2
+SLOW_PASS_S = 1.0
 TOKENS_MIN = 16
+TOKENS_EFFICIENT = 256
+"""A smaller pass mostly waits for the weights to be read; worth up to `SLOW_PASS_S`."""
 GROWTH_MAX = 2.0
 
 
@@ -25,7 +28,7 @@ class TokenBudget:
             return
         speed = tokens / seconds
         self._tokens_per_s = speed if self._tokens_per_s is None else 0.5 * (speed + self._tokens_per_s)
-        wish = int(self._tokens_per_s * PASS_S)
+        wish = max(int(self._tokens_per_s * PASS_S), min(TOKENS_EFFICIENT, int(self._tokens_per_s * SLOW_PASS_S)))
         self.tokens = max(TOKENS_MIN, min(wish, int(self.tokens * GROWTH_MAX), self._ceiling))
 
     def halve(self, tokens: int) -> None:

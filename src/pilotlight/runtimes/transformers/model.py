@@ -36,6 +36,8 @@ TOKENS_MAX_CPU, TOKENS_START_CUDA, TOKENS_MAX_CUDA = 1 << 14, 1 << 13, 1 << 17
 LOGITS_MAX = 1 << 26
 """Numbers in one pass's logits (float32: 256 MiB)."""
 WANTED_MIN, WANTED_MAX = 16, 8192
+BATCHES_WANTED = 8
+"""Batches that are held, one to two seconds of work: the more rows to choose from, the less padding (at 2.5: a fifth)."""
 KV_SHARE = 0.4
 """Part of the memory left after loading that keys and values may take; moving rows needs the same again."""
 KV_BYTES_UNKNOWN = 1 << 31
@@ -95,11 +97,13 @@ class TransformersModel:
 
     @property
     def wanted(self) -> int:
-        """About two and a half batches, by the measured cost of a row."""
-        rows = WANTED_MIN if self._row_tokens is None else int(self._budget.tokens / self._row_tokens)
+        """Some batches by the measured cost of a row, or what decodes at once and half as much again that waits."""
+        rows = WANTED_MIN
+        if self._row_tokens is not None:
+            rows = int(BATCHES_WANTED * self._budget.tokens / self._row_tokens)
         if self._generated:
-            rows = max(rows, self._decoder.rows_max) if self._row_tokens is None else self._decoder.rows_max
-        return max(WANTED_MIN, min(WANTED_MAX, rows * 5 // 2))
+            rows = max(rows, self._decoder.rows_max * 3 // 2)
+        return max(WANTED_MIN, min(WANTED_MAX, rows))
 
     @property
     def memory_bytes(self) -> int:
