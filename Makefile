@@ -33,7 +33,7 @@ lint: .venv/.dev
 	@$(BIN)/ruff format --check .
 
 types: .venv/.dev
-	@$(BIN)/basedpyright
+	@$(BIN)/basedpyright --project pyproject.toml
 
 imports: .venv/.dev
 	@$(BIN)/lint-imports
