@@ -30,7 +30,9 @@ def test_any_cut_gives_the_rows(sizes: list[int], choice: object) -> None:
         while high in left and choice.random() < 0.7:
             high += 1
         cut = store.get([(low, high)])
-        assert [line for chunk in cut for line in chunk.blob.split(b"\n")] == [f"row {i}".encode() for i in range(low, high)]
+        assert [line for chunk in cut for line in chunk.blob.split(b"\n")] == [
+            f"row {i}".encode() for i in range(low, high)
+        ]
         assert [chunk.line for chunk in cut] == [chunk.start + 1 for chunk in cut]
         store.drop([(low, high)])
         left -= set(range(low, high))

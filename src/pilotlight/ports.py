@@ -6,13 +6,13 @@ Each port has a conformance kit in `pilotlight.testing` that any implementation 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pilotlight.core.ranges import IndexSet
 from pilotlight.messages import ManagerMessage, WorkerMessage
 from pilotlight.wire import Chunk, Context, DeviceSpec, Operation, ResultChunk
-
 
 # --- links ---------------------------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ class ManagerLink(Protocol):
     async def start(
         self, on_message: Callable[[str, WorkerMessage], None], on_lost: Callable[[str, str], None]
     ) -> None:
-        """Let workers in. `on_message(worker, message)` begins with the `Join`; `on_lost(worker, reason)` comes once."""
+        """Let workers in. `on_message(worker, message)` begins with `Join`; `on_lost(worker, reason)` comes once."""
         ...
 
     def send(self, worker_id: str, message: ManagerMessage) -> None:
@@ -47,9 +47,7 @@ class ManagerLink(Protocol):
 class WorkerLink(Protocol):
     """A worker's end of its connection; it dials out."""
 
-    async def connect(
-        self, on_message: Callable[[ManagerMessage], None], on_lost: Callable[[str], None]
-    ) -> None:
+    async def connect(self, on_message: Callable[[ManagerMessage], None], on_lost: Callable[[str], None]) -> None:
         """One try. Raises `LinkClosed` where no manager answers. May be called again after `on_lost`."""
         ...
 
@@ -110,16 +108,16 @@ class Outcome:
     result: Any = None
     error_kind: str | None = None
     error: str = ""
-    counters: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict[str, float])
 
 
 class Model(Protocol):
     """A live context on one device, in a replica process. One thread calls it.
 
     `add` hands over rows that may wait inside; `step` works on some of them for at most about a second (or one
-    request, if that takes longer) and returns what finished. Each added row is answered by exactly one Outcome, whatever
-    is wrong with it: a row's own fault never raises. What does raise ends the replica. Out of memory halves the
-    model's own budget and goes on.
+    request, if that takes longer) and returns what finished. Each added row is answered by exactly one Outcome,
+    whatever is wrong with it: a row's own fault never raises. What does raise ends the replica. Out of memory halves
+    the model's own budget and goes on.
     """
 
     @property
@@ -186,7 +184,7 @@ class Source(Protocol):
     """A job's input, read once from the front. Owned by the manager's job; called from one thread."""
 
     def read(self, rows_max: int) -> list[Chunk]:
-        """The next rows, at most `rows_max`, in chunks of at most 1,024 rows and about 256 KiB (a longer row stands
+        """The next rows, about `rows_max`, in chunks of at most 1,024 rows and about 256 KiB (a longer row stands
         alone). An empty list means the end, for good. Raises `InputError` with one sentence."""
         ...
 
@@ -218,4 +216,29 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Let go of files and locks, keeping what is unfinished. Idempotent."""
+        ...
+
+
+class JobOutput(Sink, Protocol):
+    """A sink that remembers its job, so that the next manager can go on where this one was killed.
+
+    epoch: unique and growing per output. done, errors, counters: which rows are in it, error rows among them by kind,
+    sums over them; they grow with `write`. attempts: charged so far, of rows that are not done. complete: this very
+    request has made it already, and nothing may be written. report: what `finish` puts beside the output.
+    """
+
+    epoch: int
+    done: IndexSet
+    errors: dict[str, int]
+    counters: dict[str, float]
+    attempts: dict[int, int]
+    complete: bool
+    report: dict[str, Any]
+
+    def record_attempts(self, counts: Mapping[int, int]) -> None:
+        """Remember how many attempts rows were charged in all. Raises `OutputError`."""
+        ...
+
+    def beat(self) -> None:
+        """Give a sign of life; to be called about once a second. Raises `Superseded`."""
         ...

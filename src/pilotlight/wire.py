@@ -15,11 +15,13 @@ import msgspec
 
 VERSION = 1
 
+ResultFormat = Literal["pilotlight", "openai"]
+
 Span = tuple[int, int]
 """Half-open range of request indices: start <= index < stop."""
 
 
-class Struct(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Base of all that travels: unknown fields are an error, so that two versions never half-understand each other."""
 
 
@@ -110,7 +112,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     batched: bool = False
     batch_max: int = 1
     row_format: Literal["json", "pickle"] = "json"
-    result_format: Literal["pilotlight", "openai"] = "pilotlight"
+    result_format: ResultFormat = "pilotlight"
 
     @property
     def id(self) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import cloudpickle
 import msgspec
 
-from pilotlight.engines import direct
+from pilotlight.connection import Connection, listen
 from pilotlight.io.rows import encode_pickle
 from pilotlight.messages import (
     Accepted,
@@ -94,11 +94,11 @@ class FakeManager:
         self.jobs: dict[str, FakeJob] = {}
         self.over = asyncio.Event()
 
-    def accept(self, connection: direct.Connection) -> None:
+    def accept(self, connection: Connection) -> None:
         connection.on_message = lambda message: self.receive(connection, message)
         connection.on_closed = lambda _: self.over.set()
 
-    def receive(self, connection: direct.Connection, message: Any) -> None:
+    def receive(self, connection: Connection, message: Any) -> None:
         match message:
             case Hello():
                 connection.send(Greeting(version=VERSION, epoch=1, pid=os.getpid(), log_dir=""))
@@ -117,7 +117,7 @@ class FakeManager:
                 connection.close()
                 self.over.set()
 
-    def submit(self, connection: direct.Connection, message: Submit) -> None:
+    def submit(self, connection: Connection, message: Submit) -> None:
         request = message.request
         if request.context.name == "refuse":
             connection.send(Refused(ticket=message.ticket, kind="model_not_found", message="there is no such model"))
@@ -128,7 +128,7 @@ class FakeManager:
         if isinstance(request.input, PathInput) and request.context.name != "hang":
             self.run_paths(connection, name, request)
 
-    def run_paths(self, connection: direct.Connection, name: str, request: JobRequest) -> None:
+    def run_paths(self, connection: Connection, name: str, request: JobRequest) -> None:
         assert isinstance(request.input, PathInput)
         assert isinstance(request.output, PathOutput)
         lines = [line for path in request.input.paths for line in Path(path).read_bytes().splitlines()]
@@ -137,7 +137,7 @@ class FakeManager:
         self.jobs[name].done = len(answers)
         self.end(connection, name, "completed")
 
-    def rows(self, connection: direct.Connection, job: FakeJob, message: RowsIn) -> None:
+    def rows(self, connection: Connection, job: FakeJob, message: RowsIn) -> None:
         chunk, name = message.chunk, job.request.context.name
         if name == "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -152,7 +152,7 @@ class FakeManager:
         if name == "fail":
             self.end(connection, job.name, "failed")
 
-    def end(self, connection: direct.Connection, name: str, outcome: Any) -> None:
+    def end(self, connection: Connection, name: str, outcome: Any) -> None:
         job = self.jobs.pop(name, None)
         if job is not None:
             if outcome == "failed":
@@ -171,7 +171,7 @@ async def main() -> None:
         if os.environ.get("FAKE_MANAGER_CRASHES"):
             raise RuntimeError("a crash before the socket")
         manager = FakeManager()
-        server = await direct.listen(str(folder / "client.sock"), ClientMessage, manager.accept)
+        server = await listen(str(folder / "client.sock"), ClientMessage, manager.accept)
         os.write(ready, b"ready\n")
         await manager.over.wait()
         server.close()

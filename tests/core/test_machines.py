@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pilotlight.core import events as ev
-from pilotlight.core.scheduler import Options
+from pilotlight.core.allocation import Options
 from pilotlight.core.transitions import JobState
 from tests.core.world import World
 
@@ -22,7 +22,11 @@ class Faults(RuleBasedStateMachine):
         for _ in range(workers):
             self.world.add_worker()
 
-    @rule(rows=st.integers(0, 40), variant=st.sampled_from(["v", "w"]), poison=st.frozensets(st.integers(0, 39), max_size=2))
+    @rule(
+        rows=st.integers(0, 40),
+        variant=st.sampled_from(["v", "w"]),
+        poison=st.frozensets(st.integers(0, 39), max_size=2),
+    )
     def submit(self, rows: int, variant: str, poison: frozenset[int]) -> None:
         if len(self.world.jobs) < 4:
             self.world.submit(rows, variant, frozenset(index for index in poison if index < rows))

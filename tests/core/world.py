@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.agent import Agent
+from pilotlight.core.allocation import Options
 from pilotlight.core.model import Device, Variant
-from pilotlight.core.scheduler import Options, Scheduler
+from pilotlight.core.scheduler import Scheduler
 from pilotlight.core.transitions import JobState
 
 WANTED = 4
@@ -305,5 +306,3 @@ class World:
             assert sorted(job.output) == list(range(job.rows)), f"{job_id}: not every row was answered"
             errors = {index for index, answer in job.output.items() if answer != "result"}
             assert errors == set(job.poison), f"{job_id}: error rows {errors}, poison {set(job.poison)}"
-
-

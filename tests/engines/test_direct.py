@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pilotlight.engines.direct import FRAME_BYTES_MAX, DirectManagerLink, DirectWorkerLink
+from pilotlight.connection import FRAME_BYTES_MAX
+from pilotlight.engines.direct import DirectManagerLink, DirectWorkerLink
 from pilotlight.testing import links
 
 
@@ -48,7 +49,9 @@ def test_the_socket_is_the_users_own(sockets: Path) -> None:
     assert stat.S_IMODE(asyncio.run(look())) == 0o600
 
 
-@pytest.mark.parametrize("noise", [b"GET / HTTP/1.1\r\n\r\n", struct.pack(">I", FRAME_BYTES_MAX + 1), struct.pack(">I", 3) + b"abc"])
+@pytest.mark.parametrize(
+    "noise", [b"GET / HTTP/1.1\r\n\r\n", struct.pack(">I", FRAME_BYTES_MAX + 1), struct.pack(">I", 3) + b"abc"]
+)
 def test_foreign_bytes_close_the_connection(sockets: Path, noise: bytes) -> None:
     async def speak() -> bytes:
         end = links.ManagerEnd(DirectManagerLink(str(sockets / "s")))

@@ -36,14 +36,20 @@ class Playground:
         for name in ("tmp", "home"):
             (self.folder / name).mkdir()
         self.environment = {
-            **{name: value for name, value in os.environ.items() if name not in {"XDG_RUNTIME_DIR", "PILOTLIGHT_LOG_DIR"}},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if name not in {"XDG_RUNTIME_DIR", "PILOTLIGHT_LOG_DIR"}
+            },
             "TMPDIR": str(self.folder / "tmp"),
             "HOME": str(self.folder / "home"),
             "PLAYGROUND": str(self.folder),
             "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         }
 
-    def rows(self, count: int, *, name: str = "in.jsonl", sleep_s: float = 0.0, poison: frozenset[int] = frozenset()) -> Path:
+    def rows(
+        self, count: int, *, name: str = "in.jsonl", sleep_s: float = 0.0, poison: frozenset[int] = frozenset()
+    ) -> Path:
         """An input for the echo runtime."""
         path = self.folder / name
         with path.open("w") as file:
@@ -86,9 +92,9 @@ class Playground:
         mark = f"PLAYGROUND={self.folder}".encode()
         for process in psutil.process_iter(["pid", "ppid", "cmdline", "status"]):
             with contextlib.suppress(OSError):
-                if mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
-                    if process.info["status"] != psutil.STATUS_ZOMBIE:
-                        found.append(process)
+                environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+                if mark in environment and process.info["status"] != psutil.STATUS_ZOMBIE:
+                    found.append(process)
         return found
 
     def by_role(self) -> dict[str, list[int]]:

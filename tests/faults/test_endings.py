@@ -40,7 +40,9 @@ def echo(ground: Playground, source: Path, *more: str) -> tuple[Path, list[str |
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_one_signal_finishes_what_is_in_flight_and_says_how_to_go_on(ground: Playground, number: int, code: int) -> None:
+def test_one_signal_finishes_what_is_in_flight_and_says_how_to_go_on(
+    ground: Playground, number: int, code: int
+) -> None:
     out, command = echo(ground, ground.rows(3000, sleep_s=0.002))
     running = ground.start(*command)
     wait_for(writing(out), "the first results")
@@ -180,7 +182,9 @@ def test_a_frozen_manager_is_replaced_and_does_no_harm_when_it_wakes(ground: Pla
 def test_a_full_disk_suspends_the_job(ground: Playground) -> None:
     disk = ground.folder / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=False, capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=False, capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("a small file system can't be mounted here: needs root")
     try:

@@ -12,7 +12,19 @@ from pilotlight.client.launch import STALE_S_MIN
 from tests.faults.harness import Playground
 
 ROUNDS = 50
-ROLES = ["manager", "manager", "worker", "worker", "worker", "replica", "replica", "replica", "server", "client", "guardian"]
+ROLES = [
+    "manager",
+    "manager",
+    "worker",
+    "worker",
+    "worker",
+    "replica",
+    "replica",
+    "replica",
+    "server",
+    "client",
+    "guardian",
+]
 
 
 def finish(ground: Playground, command: list[str | Path], tries: int = 4) -> str:
@@ -31,7 +43,16 @@ def test_random_kills(ground: Playground, seed: int) -> None:
     rows = choice.choice([300, 3000, 20_000])
     source = ground.rows(rows, sleep_s={300: 0.004, 3000: 0.0004, 20_000: 0.0}[rows])
     out = ground.folder / "out.jsonl"
-    command: list[str | Path] = ["run", source, "-o", out, "--runtime", "echo", "--workers", str(choice.choice([1, 2, 3]))]
+    command: list[str | Path] = [
+        "run",
+        source,
+        "-o",
+        out,
+        "--runtime",
+        "echo",
+        "--workers",
+        str(choice.choice([1, 2, 3])),
+    ]
     running = ground.start(*command)
     for _ in range(choice.choice([1, 2, 3])):
         time.sleep(choice.uniform(0.0, 1.0))

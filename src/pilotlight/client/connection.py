@@ -12,8 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from pilotlight.connection import Connection, dial
 from pilotlight.core.errors import LinkClosed, PilotlightError
-from pilotlight.engines import direct
 from pilotlight.messages import ClientMessage, ClientReply, Greeting, Hello
 from pilotlight.wire import VERSION
 
@@ -28,14 +28,14 @@ class Link:
         self._on_closed = on_closed
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="pilotlight-client", daemon=True)
-        self._connection: direct.Connection | None = None
+        self._connection: Connection | None = None
         self._greeting: Future[Greeting] = Future()
         self._stopped = False
 
     def open(self, path: str, hello: Hello) -> Greeting:
         """Connect and introduce ourselves. Raises `LinkClosed`, or `PilotlightError` on another version."""
         self._thread.start()
-        dialled = asyncio.run_coroutine_threadsafe(direct.dial(path, ClientReply, self._prepare), self._loop)
+        dialled = asyncio.run_coroutine_threadsafe(dial(path, ClientReply, self._prepare), self._loop)
         self._connection = dialled.result(GREETING_S_MAX)
         self.send(hello)
         greeting = self._greeting.result(GREETING_S_MAX)
@@ -89,7 +89,7 @@ class Link:
         finally:
             self._loop.close()
 
-    def _prepare(self, connection: direct.Connection) -> None:
+    def _prepare(self, connection: Connection) -> None:
         connection.on_message = self._receive
         connection.on_closed = self._lost
 

@@ -42,7 +42,7 @@ class Held:
     state: ReplicaState = ReplicaState.STARTING
     wanted: int = 0
     memory_bytes: int = 0
-    rows: dict[LeaseId, IndexSet] = field(default_factory=dict)
+    rows: dict[LeaseId, IndexSet] = field(default_factory=dict[LeaseId, IndexSet])
     alone: bool = False
     """What it holds must have nothing beside it."""
     kill_at_s: float | None = None
@@ -70,7 +70,7 @@ class Slot:
 
     device: Device
     wants: tuple[Variant, ...] = ()
-    refused: set[VariantId] = field(default_factory=set)
+    refused: set[VariantId] = field(default_factory=set[VariantId])
     deaths: int = 0
     restart_at_s: float = 0.0
 
@@ -387,7 +387,9 @@ class Agent:
         held: dict[LeaseId, IndexSet] = {}
         for replica in self.replicas.values():
             assert replica.state is not ReplicaState.GONE
-            assert not (replica.rows and replica.state is ReplicaState.STARTING), f"{replica.replica_id} was fed too soon"
+            assert not (replica.rows and replica.state is ReplicaState.STARTING), (
+                f"{replica.replica_id} was fed too soon"
+            )
             assert not replica.alone or len(replica.rows) <= 1, f"{replica.replica_id} runs suspects beside other rows"
             for lease_id, rows in replica.rows.items():
                 for start, stop in rows:

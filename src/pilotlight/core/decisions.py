@@ -81,7 +81,7 @@ class EndJob:
 
 @dataclass(frozen=True, slots=True)
 class DropWorker:
-    """Close the connection of a worker that was silent too long. (If it lives, it joins again.)"""
+    """Close the connection of a worker that was silent too long; if it lives, it joins again."""
 
     worker_id: WorkerId
     reason: str
@@ -115,7 +115,7 @@ class StartReplica:
 
 @dataclass(frozen=True, slots=True)
 class StopReplica:
-    """End a replica: ask, and kill after a moment; `kill`: at once. Ends in `ReplicaExited`."""
+    """End a replica: ask, or `kill` it at once. Ends in `ReplicaExited`."""
 
     replica_id: ReplicaId
     kill: bool = False

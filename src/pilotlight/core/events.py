@@ -1,4 +1,7 @@
-"""Everything that can happen: the input of both machines. First the manager's (`scheduler`), then the worker's (`agent`)."""
+"""Everything that can happen: the input of both machines.
+
+First the manager's (`scheduler`), then the worker's (`agent`).
+"""
 
 from __future__ import annotations
 
@@ -110,7 +113,7 @@ class JobSubmitted:
     may_hedge: bool = True
     done: tuple[Span, ...] = ()
     errors: int = 0
-    attempts: dict[int, int] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict[int, int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class RowsRead:
 
 @dataclass(frozen=True, slots=True)
 class RowsWritten:
-    """These rows, which were not in the output, now are. `errors` of them are error rows. lease_id "": the manager's own.
+    """These rows, which were not in the output, now are; `errors` of them are error rows.
 
     worker_id and device_id say who did them; "" where nobody is to be credited.
     """
@@ -173,8 +176,8 @@ class Tick:
 
 
 ManagerEvent = (
-    WorkerJoined | WorkerLost | WorkerLeaving | WorkerHeard | ReplicaReported | ReplicaStopped | ReplicaDied | LoadFailed
-    | JobSubmitted | RowsRead | RowsWritten | RowsReturned | JobCancelled | JobBroken | Tick
+    WorkerJoined | WorkerLost | WorkerLeaving | WorkerHeard | ReplicaReported | ReplicaStopped | ReplicaDied
+    | LoadFailed | JobSubmitted | RowsRead | RowsWritten | RowsReturned | JobCancelled | JobBroken | Tick
 )  # fmt: skip
 
 

@@ -58,12 +58,12 @@ class DeviceBelief:
     device: Device
     wants: tuple[VariantId, ...] = ()
     wants_since_s: float = 0.0
-    replicas: dict[VariantId, Replica] = field(default_factory=dict)
-    load_failures: dict[VariantId, int] = field(default_factory=dict)
-    retry_at_s: dict[VariantId, float] = field(default_factory=dict)
-    deaths: list[dict[JobId, IndexSet]] = field(default_factory=list)
+    replicas: dict[VariantId, Replica] = field(default_factory=dict[VariantId, Replica])
+    load_failures: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
+    retry_at_s: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
+    deaths: list[dict[JobId, IndexSet]] = field(default_factory=list[dict[JobId, IndexSet]])
     """The rows, by job, of each death since the last result."""
-    charges: list[tuple[JobId, int]] = field(default_factory=list)
+    charges: list[tuple[JobId, int]] = field(default_factory=list[tuple[JobId, int]])
     """Attempts charged since the last result; given back if the device turns out to be the culprit."""
     quarantined_until_s: float | None = None
     quarantines: int = 0
@@ -81,12 +81,12 @@ class Worker:
     deadline_s: float
     state: WorkerState = WorkerState.LIVE
     wants_version: int = 0
-    leases: dict[LeaseId, None] = field(default_factory=dict)
-    outstanding: dict[VariantId, int] = field(default_factory=dict)
+    leases: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
+    outstanding: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
     started: int = 0
-    rate: dict[VariantId, float] = field(default_factory=dict)
-    rate_rows: dict[VariantId, int] = field(default_factory=dict)
-    rate_since_s: dict[VariantId, float] = field(default_factory=dict)
+    rate: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
+    rate_rows: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
+    rate_since_s: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
     rows_done: int = 0
 
     def capacity(self, variant_id: VariantId, now: float) -> int:
@@ -137,16 +137,16 @@ class Job:
     appetite: int = 0
     """Rows that all workers together should hold, when that was last looked at."""
     pending: IndexSet = field(default_factory=IndexSet)
-    suspects: list[IndexSet] = field(default_factory=list)
+    suspects: list[IndexSet] = field(default_factory=list[IndexSet])
     """Groups of rows that were in a replica when it died; each runs with nothing else beside it. Last goes first."""
     failing: IndexSet = field(default_factory=IndexSet)
     """Rows out of attempts, whose error row is being written."""
     hedged: IndexSet = field(default_factory=IndexSet)
     """Rows that are in two leases."""
-    attempts: dict[int, int] = field(default_factory=dict)
-    last_worker: dict[int, WorkerId] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict[int, int])
+    last_worker: dict[int, WorkerId] = field(default_factory=dict[int, WorkerId])
     """Where a charged row died last, so that it is tried elsewhere."""
-    leases: dict[LeaseId, None] = field(default_factory=dict)
+    leases: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
     errors: int = 0
     virtual_time: float = 0.0
     """Rows granted per unit of weight: the fair share's clock."""

@@ -1,48 +1,38 @@
 """The manager's machine: `Scheduler.handle(event, now) -> decisions`.
 
 One event changes the belief (`state`), then the parts of the world that it touched are looked at again: wants where
-devices or demand changed, grants for workers that have room, reading where rows run short, the end of jobs that have
-no row left. How those choices are made is in `policy/`; what to believe is in the handlers here.
+devices or demand changed, grants for workers that have room, reading where rows run short (all three in `allocation`),
+the end of jobs that have no row left. What to believe is in the handlers here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pilotlight.core import events as ev
+from pilotlight.core.allocation import Allocation, Options
 from pilotlight.core.decisions import (
     DropWorker,
     EndJob,
-    GrantRows,
     ManagerDecision,
     Note,
-    ReadRows,
     RecordAttempts,
-    RevokeRows,
-    SendWants,
     WriteFailure,
 )
 from pilotlight.core.model import DeviceBelief, Job, Lease, Replica, VariantId, Worker
-from pilotlight.core.policy import placement, retry, sharing, sizing, tail
+from pilotlight.core.policy import placement, retry, sharing
 from pilotlight.core.ranges import IndexSet, span_count
 from pilotlight.core.recovery import job_from, worker_from
 from pilotlight.core.state import State
-from pilotlight.core.transitions import JOB, LEASE, REPLICA, WORKER, JobState, LeaseState, ReplicaState, WorkerState, step
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Times in seconds. None of them needs tuning; tests and simulations vary them.
-
-    silence_s: a worker that says nothing for so long is lost. horizon_s: how much work a lease covers beyond what
-    replicas want in flight. hedge_after_s: how long rows must be silent before an idle worker repeats them.
-    keep_alive_s: how long an idle variant stays live.
-    """
-
-    silence_s: float = 10.0
-    horizon_s: float = 0.25
-    hedge_after_s: float = 2.0
-    keep_alive_s: float = 600.0
+from pilotlight.core.transitions import (
+    JOB,
+    LEASE,
+    REPLICA,
+    WORKER,
+    JobState,
+    LeaseState,
+    ReplicaState,
+    WorkerState,
+    step,
+)
 
 
 class Scheduler:
@@ -51,6 +41,7 @@ class Scheduler:
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
         self.state = State()
+        self._allocation = Allocation(self.state, self.options)
         self._out: list[ManagerDecision] = []
         self._now = 0.0
 
@@ -58,7 +49,7 @@ class Scheduler:
         """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""
         assert now >= self._now, "time went backwards"
         self._now = now
-        self._out = []
+        self._out = self._allocation.begin(now)
         match event:
             case ev.RowsWritten():
                 self._rows_written(event)
@@ -114,7 +105,7 @@ class Scheduler:
         state.finish_rows(job, event.spans, lease)
         self._end_if_over(job)
         if worker is not None:
-            self._top_up(worker)
+            self._allocation.top_up(worker)
 
     def _credit(self, worker: Worker, belief: DeviceBelief, job: Job | None, rows: int) -> None:
         retry.absolve(belief)
@@ -149,7 +140,7 @@ class Scheduler:
         else:
             self.state.give_back(job, lease, event.spans)
         self._end_if_over(job)
-        self._top_up_all(last=event.worker_id)
+        self._allocation.top_up_all(last=event.worker_id)
 
     def _rows_read(self, event: ev.RowsRead) -> None:
         job = self.state.jobs.get(event.job_id)
@@ -161,8 +152,8 @@ class Scheduler:
         job.exhausted = event.exhausted
         job.pending.update(job.done.missing(event.start, event.stop))
         self._end_if_over(job)
-        self._top_up_all()
-        self._read(job)
+        self._allocation.top_up_all()
+        self._allocation.read(job)
 
     # --- workers and replicas
 
@@ -171,8 +162,8 @@ class Scheduler:
             self._forget_worker(self.state.workers[event.worker_id])
         self.state.workers[event.worker_id] = worker_from(event, self._now, self.options.silence_s)
         self._note("info", f"{event.worker_id} joined with {_devices_text(event)}", event.worker_id)
-        self._place(force=event.worker_id)
-        self._top_up_all()
+        self._allocation.place(force=event.worker_id)
+        self._allocation.top_up_all()
 
     def _worker_lost(self, event: ev.WorkerLost) -> None:
         worker = self.state.workers.get(event.worker_id)
@@ -191,8 +182,8 @@ class Scheduler:
             self._note("info", f"{event.worker_id} left", event.worker_id)
         for job in list(self.state.jobs.values()):
             self._end_if_over(job)
-        self._place()
-        self._top_up_all()
+        self._allocation.place()
+        self._allocation.top_up_all()
 
     def _forget_worker(self, worker: Worker) -> None:
         for lease_id in list(worker.leases):
@@ -219,7 +210,7 @@ class Scheduler:
             return
         worker.state = step(WORKER, worker.state, WorkerState.DRAINING)
         self._note("info", f"{event.worker_id} drains ({event.reason})", event.worker_id)
-        self._top_up_all()
+        self._allocation.top_up_all()
 
     def _heard(self, event: ev.WorkerHeard) -> None:
         worker = self.state.workers.get(event.worker_id)
@@ -251,9 +242,9 @@ class Scheduler:
         belief.load_failures.pop(fact.variant_id, None)
         belief.retry_at_s.pop(fact.variant_id, None)
         self.state.used_at_s.setdefault(fact.variant_id, self._now)
-        self._top_up(worker)
+        self._allocation.top_up(worker)
         for job in self.state.jobs_of(fact.variant_id):
-            self._read(job)
+            self._allocation.read(job)
 
     def _replica_stopped(self, event: ev.ReplicaStopped) -> None:
         worker = self.state.workers.get(event.worker_id)
@@ -296,10 +287,12 @@ class Scheduler:
             self._take_back(worker)
         for job in list(self.state.jobs.values()):
             self._end_if_over(job)
-        self._place()
-        self._top_up_all()
+        self._allocation.place()
+        self._allocation.top_up_all()
 
-    def _blame(self, worker: Worker, belief: DeviceBelief, job: Job, rows: IndexSet, *, alone: bool, reason: str) -> None:
+    def _blame(
+        self, worker: Worker, belief: DeviceBelief, job: Job, rows: IndexSet, *, alone: bool, reason: str
+    ) -> None:
         if not alone:
             job.suspects.extend(retry.halves(rows))
             return
@@ -325,21 +318,23 @@ class Scheduler:
         belief.load_failures[event.variant_id] = failures
         belief.retry_at_s[event.variant_id] = self._now + retry.load_retry_s(failures)
         name = self._name(event.variant_id)
-        self._note("warning", f"{worker.worker_id}/{event.device_id} can't load {name}: {event.reason}", worker.worker_id)
+        self._note(
+            "warning", f"{worker.worker_id}/{event.device_id} can't load {name}: {event.reason}", worker.worker_id
+        )
         if placement.failed_everywhere(self.state, event.variant_id):
             for job in [job for job in self.state.jobs.values() if job.variant_id == event.variant_id]:
                 self._end(job, JobState.FAILED, "load_failed", f"{name} can't be loaded on any worker: {event.reason}")
         elif self.state.workers[event.worker_id].capacity(event.variant_id, self._now) == 0:
             self._take_back(worker)
-        self._place()
-        self._top_up_all()
+        self._allocation.place()
+        self._allocation.top_up_all()
 
     def _take_back(self, worker: Worker) -> None:
         """Ask for all unstarted rows of leases that this worker can't serve soon."""
         for lease_id in worker.leases:
             lease = self.state.leases[lease_id]
             if worker.capacity(self.state.jobs[lease.job_id].variant_id, self._now) == 0:
-                self._revoke(lease, None)
+                self._allocation.revoke(lease, None)
 
     # --- jobs
 
@@ -356,8 +351,8 @@ class Scheduler:
             for belief in worker.devices.values():
                 belief.load_failures.pop(job.variant_id, None)
                 belief.retry_at_s.pop(job.variant_id, None)
-        self._place()
-        self._read(job)
+        self._allocation.place()
+        self._allocation.read(job)
 
     def _job_cancelled(self, event: ev.JobCancelled) -> None:
         job = self.state.jobs.get(event.job_id)
@@ -369,7 +364,7 @@ class Scheduler:
         if job.state is JobState.RUNNING:
             job.state = step(JOB, job.state, JobState.DRAINING)
             for lease_id in job.leases:
-                self._revoke(self.state.leases[lease_id], None)
+                self._allocation.revoke(self.state.leases[lease_id], None)
         self._end_if_over(job)
 
     def _job_broken(self, event: ev.JobBroken) -> None:
@@ -390,7 +385,7 @@ class Scheduler:
         self.state.used_at_s[job.variant_id] = self._now
         self.state.drop_job(job)
         self._out.append(EndJob(job.job_id, state, kind, message))
-        self._place()
+        self._allocation.place()
 
     # --- time
 
@@ -400,112 +395,12 @@ class Scheduler:
                 reason = f"silent for {self.options.silence_s:.0f} s"
                 self._out.append(DropWorker(worker.worker_id, reason))
                 self._worker_lost(ev.WorkerLost(worker.worker_id, reason))
-        self._place()
-        self._top_up_all()
+        self._allocation.place()
+        self._allocation.top_up_all()
         for job in list(self.state.jobs.values()):
-            self._read(job)
+            self._allocation.read(job)
 
-    # --- what follows from it
-
-    def _place(self, force: str = "") -> None:
-        for worker in self.state.live_workers():
-            changed = worker.worker_id == force
-            for belief in worker.devices.values():
-                choice = placement.place(self.state, belief, self._now, self.options.keep_alive_s)
-                if choice.wants == belief.wants:
-                    continue
-                if choice.rotated or not belief.wants:
-                    belief.wants_since_s = self._now
-                belief.wants = choice.wants
-                changed = True
-            if changed:
-                worker.wants_version += 1
-                pairs = tuple((d, v) for d, belief in worker.devices.items() for v in belief.wants)
-                self._out.append(SendWants(worker.worker_id, worker.wants_version, pairs))
-
-    def _top_up_all(self, last: str = "") -> None:
-        workers = self.state.live_workers()
-        for worker in sorted(workers, key=lambda w: (w.worker_id == last, sum(w.outstanding.values()))):
-            self._top_up(worker)
-
-    def _top_up(self, worker: Worker) -> None:
-        if worker.state is not WorkerState.LIVE:
-            return
-        for variant_id in {v: None for belief in worker.devices.values() for v in belief.replicas}:
-            capacity = worker.capacity(variant_id, self._now)
-            if capacity:
-                self._feed(worker, variant_id, capacity)
-
-    def _feed(self, worker: Worker, variant_id: VariantId, capacity: int) -> None:
-        state = self.state
-        outstanding = worker.outstanding.get(variant_id, 0)
-        target = sizing.lease_target(capacity, worker.rate.get(variant_id, 0.0), self.options.horizon_s)
-        if not sizing.wants_more(outstanding, target, capacity):
-            return
-        jobs = state.jobs_of(variant_id)
-        hungry = [job for job in jobs if job.pending]
-        if hungry:
-            for job, rows in sharing.divide(hungry, target - outstanding):
-                self._grant(worker, state.open_lease(job, worker, job.pending.take(rows), self._now))
-                self._read(job, weigh=False)
-            return
-        if outstanding or self._isolate(worker, jobs):
-            return
-        found = tail.steal_from(state, worker, variant_id)
-        if found is not None:
-            self._revoke(*found)
-            return
-        hedge = tail.hedge_from(state, worker, variant_id, capacity, self._now, self.options.hedge_after_s)
-        if hedge is not None:
-            lease, spans = hedge
-            job = state.jobs[lease.job_id]
-            job.hedged.update(spans)
-            self._grant(worker, state.open_lease(job, worker, spans, self._now, hedge=True))
-
-    def _isolate(self, worker: Worker, jobs: list[Job]) -> bool:
-        """Give an idle worker a group of suspects to run with nothing beside them."""
-        for job in jobs:
-            for at in range(len(job.suspects) - 1, -1, -1):
-                rows = job.suspects[at]
-                index = rows.spans()[0][0]
-                if len(rows) == 1 and job.last_worker.get(index) == worker.worker_id and self._other_can(worker, job):
-                    continue
-                del job.suspects[at]
-                self._grant(worker, self.state.open_lease(job, worker, rows.spans(), self._now, isolated=True))
-                return True
-        return False
-
-    def _other_can(self, worker: Worker, job: Job) -> bool:
-        others = (w for w in self.state.live_workers() if w is not worker)
-        return any(w.capacity(job.variant_id, self._now) for w in others)
-
-    def _grant(self, worker: Worker, lease: Lease) -> None:
-        grant = GrantRows(worker.worker_id, lease.lease_id, lease.job_id, tuple(lease.open.spans()), lease.isolated)
-        self._out.append(grant)
-
-    def _revoke(self, lease: Lease, rows: int | None) -> None:
-        if lease.state is LeaseState.OPEN:
-            lease.state = step(LEASE, lease.state, LeaseState.REVOKING)
-            self._out.append(RevokeRows(lease.worker_id, lease.lease_id, rows))
-
-    def _read(self, job: Job, *, weigh: bool = True) -> None:
-        """Read on where the rows at hand would not fill all leases anew.
-
-        Weighing that looks at every worker, so a grant goes by what was weighed last, a tick ago at most.
-        """
-        if job.exhausted or job.reading or job.state is not JobState.RUNNING:
-            return
-        if weigh:
-            job.appetite = sum(self._target(worker, job.variant_id) for worker in self.state.live_workers())
-        rows = sizing.read_rows(len(job.pending), job.appetite)
-        if rows:
-            job.reading = True
-            self._out.append(ReadRows(job.job_id, rows))
-
-    def _target(self, worker: Worker, variant_id: VariantId) -> int:
-        """Rows of a variant that a worker should hold."""
-        capacity = worker.capacity(variant_id, self._now)
-        return sizing.lease_target(capacity, worker.rate.get(variant_id, 0.0), self.options.horizon_s)
+    # --- words for people
 
     def _name(self, variant_id: VariantId) -> str:
         variant = self.state.variants.get(variant_id)
@@ -520,5 +415,3 @@ def _devices_text(event: ev.WorkerJoined) -> str:
     for device in event.devices:
         kinds[device.kind] = kinds.get(device.kind, 0) + 1
     return ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in kinds.items())
-
-

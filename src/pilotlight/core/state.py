@@ -18,11 +18,11 @@ from pilotlight.core.transitions import LEASE, JobState, LeaseState, WorkerState
 class State:
     """All that the manager believes."""
 
-    workers: dict[WorkerId, Worker] = field(default_factory=dict)
-    jobs: dict[JobId, Job] = field(default_factory=dict)
-    leases: dict[LeaseId, Lease] = field(default_factory=dict)
-    variants: dict[VariantId, Variant] = field(default_factory=dict)
-    used_at_s: dict[VariantId, float] = field(default_factory=dict)
+    workers: dict[WorkerId, Worker] = field(default_factory=dict[WorkerId, Worker])
+    jobs: dict[JobId, Job] = field(default_factory=dict[JobId, Job])
+    leases: dict[LeaseId, Lease] = field(default_factory=dict[LeaseId, Lease])
+    variants: dict[VariantId, Variant] = field(default_factory=dict[VariantId, Variant])
+    used_at_s: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
     leases_made: int = 0
     rows_lost: int = 0
     workers_lost: int = 0
@@ -35,7 +35,9 @@ class State:
     ) -> Lease:
         """Make a lease of rows that the caller has taken from where they were."""
         self.leases_made += 1
-        lease = Lease(f"lease-{self.leases_made}", job.job_id, worker.worker_id, IndexSet(spans), now, now, isolated, hedge)
+        lease = Lease(
+            f"lease-{self.leases_made}", job.job_id, worker.worker_id, IndexSet(spans), now, now, isolated, hedge
+        )
         self.leases[lease.lease_id] = lease
         job.leases[lease.lease_id] = None
         worker.leases[lease.lease_id] = None
@@ -60,7 +62,7 @@ class State:
         return rows
 
     def give_back(self, job: Job, lease: Lease, spans: Iterable[Span]) -> int:
-        """Rows leave a lease unfinished: to pending, unless another lease holds them too. Returns how many are pending."""
+        """Rows leave a lease unfinished: to pending, unless another lease holds them too. Returns how many went."""
         freed = IndexSet()
         for start, stop in spans:
             freed.update(lease.open.within(start, stop))
@@ -98,9 +100,9 @@ class State:
         count = span_count(spans)
         added = job.done.update(spans)
         assert added == count, f"{job.job_id}: rows were written twice: {spans}"
-        if lease is not None and lease.job_id == job.job_id:
-            if self.shrink(lease, spans) == count and not job.hedged:
-                return
+        of_job = lease if lease is not None and lease.job_id == job.job_id else None
+        if of_job is not None and self.shrink(of_job, spans) == count and not job.hedged:
+            return
         job.pending.discard(spans)
         job.failing.discard(spans)
         job.hedged.discard(spans)
@@ -180,7 +182,9 @@ class State:
             for start, stop in rows:
                 assert stop <= job.read_upto, f"{job.job_id}: {name} rows {start}..{stop} were never read"
                 assert not job.done.within(start, stop), f"{job.job_id}: {name} rows in {start}..{stop} are done"
-                assert seen.add(start, stop) == stop - start, f"{job.job_id}: {name} rows {start}..{stop} have two homes"
+                assert seen.add(start, stop) == stop - start, (
+                    f"{job.job_id}: {name} rows {start}..{stop} have two homes"
+                )
         done = span_count(job.done.within(0, job.read_upto))
         assert len(seen) + done == job.read_upto, (
             f"{job.job_id}: of {job.read_upto} rows read {done} are done and {len(seen)} are somewhere"

@@ -64,7 +64,7 @@ def verify(source: Source, folder: JobFolder) -> None:
         if found.get(block) != expected:
             first = block * BLOCK_ROWS + 1
             message = (
-                f"the input is not the one that {folder.path} was begun with: rows {first} to {first + expected[0] - 1} "
-                f"differ; give the old input, another output, or --overwrite"
+                f"the input is not the one that {folder.path} was begun with: rows {first} to "
+                f"{first + expected[0] - 1} differ; give the old input, another output, or --overwrite"
             )
             raise InputChanged(message)

@@ -7,13 +7,12 @@ that never got an answer), and by whoever reads an output again. Nothing is unpi
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import msgspec
 
 from pilotlight.core.errors import RequestError
-
-ResultFormat = Literal["pilotlight", "openai"]
+from pilotlight.wire import ResultFormat
 
 _ENCODE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
 _DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError)

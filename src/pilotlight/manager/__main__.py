@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from pilotlight.core.allocation import Options
 from pilotlight.core.errors import ConfigError, PilotlightError
-from pilotlight.core.scheduler import Options
 from pilotlight.manager import build
 from pilotlight.manager.clients import Clients
 from pilotlight.manager.keeper import Keeper

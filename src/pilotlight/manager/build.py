@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from pilotlight.core.errors import InputChanged, PilotlightError
+from pilotlight.core.errors import PilotlightError
 from pilotlight.engines.direct import DirectManagerLink
-from pilotlight.io.fingerprint import Fingerprint
+from pilotlight.io.journaled import JournaledSource, verify
 from pilotlight.io.jsonl import JsonlSource
 from pilotlight.io.workfolder import JobFolder
 from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, identity
@@ -16,8 +17,6 @@ from pilotlight.messages import RowsOut
 from pilotlight.pilots.local import LocalProvider
 from pilotlight.ports import ManagerLink, PilotProvider
 from pilotlight.wire import JobRequest, PathInput, PathOutput, PoolSpec, digest
-
-VERIFY_ROWS = 65_536
 
 
 def manager_link(pool_dir: str) -> ManagerLink:
@@ -45,40 +44,13 @@ def open_job(request: JobRequest, number: int, owner: Any, send: Callable[[RowsO
         named = identity(request)
         folder = JobFolder.open(sink, named)
         try:
-            _verify(source, folder)
+            with contextlib.closing(JsonlSource(source.paths, limit=source.limit)) as again:
+                verify(again, folder)
         except BaseException:
             folder.close()
             raise
         job_id = f"job-{number}-{digest([named, sink.path])[:6]}"
-        return PathJob(job_id, request, owner, rows, folder)
+        return PathJob(job_id, request, owner, JournaledSource(rows, folder), folder)
     except BaseException:
         rows.close()
         raise
-
-
-def _verify(source: PathInput, folder: JobFolder) -> None:
-    """Compare the input with what an earlier run read of it. Raises `InputChanged`."""
-    known = {block: (rows, crc) for block, rows, crc in folder.input_blocks}
-    if not known:
-        return
-    last = max(known)
-    reader = JsonlSource(source.paths, limit=source.limit)
-    fingerprint = Fingerprint()
-    try:
-        found: list[tuple[int, int, int]] = []
-        while not found or found[-1][0] < last:
-            chunks = reader.read(VERIFY_ROWS)
-            found += [block for chunk in chunks for block in fingerprint.feed(chunk)]
-            if not chunks:
-                found += fingerprint.end()
-                break
-    finally:
-        reader.close()
-    seen = {block: (rows, crc) for block, rows, crc in found}
-    for block, expected in sorted(known.items()):
-        if seen.get(block) != expected:
-            first = block * 4096 + 1
-            raise InputChanged(
-                f"the input is not the one that {folder.path} was begun with: rows {first} to {first + expected[0] - 1} "
-                f"differ; give the old input, another output, or --overwrite"
-            )

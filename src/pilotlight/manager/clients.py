@@ -1,7 +1,7 @@
 """The clients' side of the manager: connections, submissions, what watchers see, and how jobs end.
 
-A job belongs to the connection that submitted it: when that closes, the job is cancelled, and what a path job has written
-stays for the next time. The connection that said it owns the pool ends the pool when it closes.
+A job belongs to the connection that submitted it: when that closes, the job is cancelled, and what a path job has
+written stays for the next time. The connection that said it owns the pool ends the pool when it closes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 
 from pilotlight import __version__
+from pilotlight.connection import Connection, listen
 from pilotlight.core import events as ev
 from pilotlight.core.errors import InputError, OutputError, PilotlightError, Superseded
 from pilotlight.core.transitions import JobState
-from pilotlight.engines.direct import Connection, listen
 from pilotlight.manager import build, models, views
 from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob
 from pilotlight.manager.loop import Manager
@@ -129,9 +129,7 @@ class Clients:
             client.connection.close(f"the manager speaks version {VERSION}, the client {hello.version}")
             return
         client.greeted, client.owner = True, hello.owner
-        greeting = Greeting(
-            version=VERSION, epoch=self._manager.epoch, pid=os.getpid(), log_dir=self._spec.log_dir
-        )
+        greeting = Greeting(version=VERSION, epoch=self._manager.epoch, pid=os.getpid(), log_dir=self._spec.log_dir)
         client.connection.send(greeting)
         if hello.watch_s > 0:
             client.watcher = asyncio.get_running_loop().create_task(self._watch(client, hello.watch_s))

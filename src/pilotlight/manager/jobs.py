@@ -1,7 +1,7 @@
 """A job's files and bytes: its input as it is read, its rows until they are done, its results as they are written.
 
-Two kinds: a `PathJob` reads and writes files that outlive everyone; a `StreamJob` speaks with its client. Which rows are
-done is known by `core.state`, what is on disk by the job's folder; this holds only what lies between.
+Two kinds: a `PathJob` reads and writes files that outlive everyone; a `StreamJob` speaks with its client. Which rows
+are done is known by `core.state`, what is on disk by the job's folder; this holds only what lies between.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pilotlight.core.errors import InputError
-from pilotlight.io.fingerprint import BLOCK_ROWS, Fingerprint
-from pilotlight.io.workfolder import JobFolder
 from pilotlight.messages import RowsOut
-from pilotlight.ports import Source
+from pilotlight.ports import JobOutput, Source
 from pilotlight.rowstore import RowStore
 from pilotlight.wire import Chunk, JobRequest, ResultChunk, Span, digest
 
@@ -69,32 +67,17 @@ class JobFiles:
 class PathJob(JobFiles):
     """Files in, a file out."""
 
-    def __init__(self, job_id: str, request: JobRequest, owner: Any, source: Source, folder: JobFolder) -> None:
+    def __init__(self, job_id: str, request: JobRequest, owner: Any, source: Source, folder: JobOutput) -> None:
         super().__init__(job_id, request, owner)
         self._source = source
         self.folder = folder
-        self._fingerprint = Fingerprint()
-        self._ended = False
         self.rows_resumed = self.rows_done = len(folder.done)
         self.errors = dict(folder.errors)
         self.counters = dict(folder.counters)
 
     def read(self, rows: int) -> list[Chunk]:
-        """See `JobFiles.read`. Reads whole blocks, so that no row is handed out whose fingerprint is not journaled."""
-        upto = -(-(self.read_upto + rows) // BLOCK_ROWS) * BLOCK_ROWS
-        chunks: list[Chunk] = []
-        while not self._ended and (chunks[-1].stop if chunks else self.read_upto) < upto:
-            more = self._source.read(upto - (chunks[-1].stop if chunks else self.read_upto))
-            for chunk in more:
-                for block in self._fingerprint.feed(chunk):
-                    self.folder.record_input(*block)
-            chunks += more
-            if not more:
-                self._ended = True
-                for block in self._fingerprint.end():
-                    self.folder.record_input(*block)
-                self.folder.record_input_end(chunks[-1].stop if chunks else self.read_upto)
-        return chunks
+        """See `JobFiles.read`."""
+        return self._source.read(rows)
 
     @property
     def fraction(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Sums over the pool's life, for summaries: what was loaded how often and for how long, and how long replicas worked."""
+"""Sums over the pool's life, for summaries: what was loaded how often, for how long, and how long replicas worked."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ Bytes pass through here unread: from `JobFiles.read` to a worker's `Grant`, from
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,10 +15,11 @@ from typing import Protocol
 
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
+from pilotlight.core.allocation import Options
 from pilotlight.core.errors import InputError, OutputError, PilotlightError, Superseded
 from pilotlight.core.model import Device, Variant
 from pilotlight.core.ranges import Span, span_count
-from pilotlight.core.scheduler import Options, Scheduler
+from pilotlight.core.scheduler import Scheduler
 from pilotlight.core.transitions import JobState
 from pilotlight.io import rows as row_codec
 from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, only
@@ -176,7 +178,8 @@ class Manager:
 
     def note(self, level: str, text: str, subject: str = "") -> None:
         """Tell whoever watches."""
-        print(f"{time.strftime('%H:%M:%S')} {level}: {text}", flush=True)
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {level}: {text}\n")
+        sys.stderr.flush()
         if self.watcher is not None:
             self.watcher.notice(Notice(level=level, text=text, worker=subject))  # type: ignore[arg-type]
 
@@ -268,9 +271,7 @@ class Manager:
         operation = job.request.operation
         row = job.store.get([(failure.index, failure.index + 1)])[0]
         custom_id = row_codec.custom_id_of(row.blob) if operation.row_format == "json" else None
-        line = row_codec.encode_error(
-            failure.index, failure.kind, failure.message, custom_id, operation.result_format
-        )
+        line = row_codec.encode_error(failure.index, failure.kind, failure.message, custom_id, operation.result_format)
         spans = [(failure.index, failure.index + 1)]
         self._write(job, ResultChunk(spans, line, {failure.kind: [failure.index]}))
 
@@ -330,7 +331,9 @@ class Manager:
     def _joined(self, join: Join) -> None:
         if join.version != VERSION:
             self._link.drop(join.worker, "another version")
-            self.note("warning", f"{join.worker} speaks version {join.version}, not {VERSION}: it can't join", join.worker)
+            self.note(
+                "warning", f"{join.worker} speaks version {join.version}, not {VERSION}: it can't join", join.worker
+            )
             return
         self._link.send(join.worker, Welcome(epoch=self.epoch))
         for job in self.jobs.values():

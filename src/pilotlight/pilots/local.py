@@ -83,4 +83,6 @@ class LocalProvider:
 def _how(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
-    return f"killed by {signal.Signals(-status).name}" if -status in set(signal.Signals) else f"killed by signal {-status}"
+    return (
+        f"killed by {signal.Signals(-status).name}" if -status in set(signal.Signals) else f"killed by signal {-status}"
+    )

@@ -32,7 +32,7 @@ RUNTIMES: dict[str, Callable[[], Runtime]] = {"echo": _echo, "python": _python, 
 
 
 def runtime(name: str) -> Runtime:
-    """The runtime of that name. Raises `ConfigError` for an unknown one, `MissingExtra` where its library is missing."""
+    """The runtime of that name. Raises `ConfigError` for an unknown one. Its methods may raise `MissingExtra`."""
     if name not in RUNTIMES:
         raise ConfigError(f"there is no runtime {name!r}; choose one of {', '.join(sorted(RUNTIMES))}")
     return RUNTIMES[name]()

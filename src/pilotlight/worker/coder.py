@@ -12,21 +12,21 @@ from typing import Any
 
 from pilotlight.core.errors import RequestError
 from pilotlight.io import rows
-from pilotlight.wire import Operation
+from pilotlight.wire import Operation, ResultFormat
 
 
 class Coder:
     """Decodes rows and encodes answers of one operation. Every failure is a `RequestError`: the row's fault."""
 
     def __init__(self, operation: Operation) -> None:
-        self._form = operation.result_format
+        self._form: ResultFormat = operation.result_format
         self._pickled = operation.row_format == "pickle"
 
     def decode(self, line: bytes, origin: str, line_number: int) -> tuple[Any, Any]:
         """The payload and the `custom_id` of a row."""
         if self._pickled:
             try:
-                return pickle.loads(base64.b64decode(line)), None
+                return pickle.loads(base64.b64decode(line)), None  # noqa: S301 - from this user's own client, over a private socket
             except Exception as error:  # a user's class may raise anything as it comes to life
                 raise RequestError(f"the row can't be unpickled here: {type(error).__name__}: {error}") from error
         payload = rows.decode_row(line, origin, line_number)
@@ -38,7 +38,7 @@ class Coder:
             import cloudpickle
 
             try:
-                return rows.encode_pickle(index, cloudpickle.dumps(result))
+                return rows.encode_pickle(index, cloudpickle.dumps(result))  # pyright: ignore[reportUnknownMemberType]
             except Exception as error:
                 wrong = RequestError(f"the result can't be pickled: {type(error).__name__}: {error}")
                 wrong.kind = "bad_result"

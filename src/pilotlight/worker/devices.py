@@ -1,16 +1,19 @@
 """What this machine may use: GPUs of CUDA_VISIBLE_DEVICES, CPUs of the affinity mask, memory of the cgroup.
 
-Nothing here initialises CUDA: GPUs are asked through NVML (nvidia-ml-py), which knows nothing of CUDA_VISIBLE_DEVICES, so
-that variable is read here the way CUDA reads it: indices, UUIDs or MIG UUIDs (or unambiguous beginnings), and everything
-after the first invalid entry does not exist.
+Nothing here initialises CUDA: GPUs are asked through NVML (nvidia-ml-py), which knows nothing of CUDA_VISIBLE_DEVICES,
+so that variable is read here the way CUDA reads it: indices, UUIDs or MIG UUIDs (or unambiguous beginnings), and
+everything after the first invalid entry does not exist.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pilotlight.wire import DeviceSpec
 
@@ -74,44 +77,40 @@ def visible(gpus: list[Gpu], setting: str | None) -> list[Gpu]:
 def all_gpus() -> list[Gpu]:
     """Every GPU and MIG slice of this machine, in NVML's (the PCI bus's) order; none where there is no driver."""
     try:
-        import pynvml
+        nvml: Any = importlib.import_module("pynvml")  # it has no types
     except ImportError:
         return []
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
         return []
     try:
         gpus: list[Gpu] = []
-        for number in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(number)
-            gpu = Gpu(_text(pynvml.nvmlDeviceGetUUID(handle)), _text(pynvml.nvmlDeviceGetName(handle)), _free(pynvml, handle))
+        for number in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(number)
+            gpu = _gpu(nvml, handle)
             gpus.append(gpu)
-            gpus.extend(_slices(pynvml, handle, gpu))
+            gpus.extend(_slices(nvml, handle, gpu.uuid))
         return gpus
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
-def _slices(pynvml: object, handle: object, gpu: Gpu) -> list[Gpu]:
-    nvml: object = pynvml
+def _slices(nvml: Any, handle: Any, uuid: str) -> list[Gpu]:
     slices: list[Gpu] = []
     try:
-        count: int = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)  # type: ignore[attr-defined]
-    except nvml.NVMLError:  # type: ignore[attr-defined]
+        count = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+    except nvml.NVMLError:
         return slices
     for number in range(count):
-        try:
-            mig = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)  # type: ignore[attr-defined]
-        except nvml.NVMLError:  # type: ignore[attr-defined]
-            continue
-        uuid, name = _text(nvml.nvmlDeviceGetUUID(mig)), _text(nvml.nvmlDeviceGetName(mig))  # type: ignore[attr-defined]
-        slices.append(Gpu(uuid, name, _free(nvml, mig), gpu.uuid))
+        with contextlib.suppress(nvml.NVMLError):  # a place for a slice that nobody made
+            slices.append(_gpu(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number), uuid))
     return slices
 
 
-def _free(pynvml: object, handle: object) -> int:
-    return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)  # type: ignore[attr-defined]
+def _gpu(nvml: Any, handle: Any, mig_of: str = "") -> Gpu:
+    uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
+    return Gpu(uuid, name, int(nvml.nvmlDeviceGetMemoryInfo(handle).free), mig_of)
 
 
 def _text(value: str | bytes) -> str:

@@ -1,7 +1,7 @@
 """The agent's hands: runtime servers, and the replicas that they fork.
 
-`Servers.start` brings up a replica and returns its connection; `ended` is called once for each, when its socket has closed
-(so every result that it sent has been taken) and its exit status is known, or can't be.
+`Servers.start` brings up a replica; `on_ended` is called once for each, when its socket has closed (so every
+result that it sent has been taken) and its exit status is known, or can't be.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from pilotlight.engines.direct import Connection, adopt
+from pilotlight.connection import Connection, adopt
 from pilotlight.messages import Exited, Feed, Forked, Load, Quit, ReplicaReply, ServerReply, Spawn
 from pilotlight.wire import Context, DeviceSpec
 
@@ -39,7 +39,9 @@ class Process:
     pid: int = 0
     status: int | None = None
     exited: asyncio.Event = field(default_factory=asyncio.Event)
-    operations: set[str] = field(default_factory=set)
+    unwanted: bool = False
+    """It was to end before it could be told to."""
+    operations: set[str] = field(default_factory=set[str])
 
 
 class Server:
@@ -137,6 +139,8 @@ class Servers:
 
         process.connection = await adopt(ours, ReplicaReply, prepare)
         process.connection.send(Load(context=process.context, device=device))
+        if process.unwanted:
+            process.connection.send(Quit())
 
     async def _after_close(self, process: Process) -> None:
         with contextlib.suppress(TimeoutError):
@@ -146,7 +150,7 @@ class Servers:
             with contextlib.suppress(OSError):
                 os.kill(process.pid, signal.SIGKILL)
             with contextlib.suppress(OSError):
-                os.waitpid(process.pid, 0)
+                await asyncio.to_thread(os.waitpid, process.pid, 0)
         self._gone(process.replica_id, self._how(process))
 
     def _gone(self, replica_id: str, reason: str) -> None:
@@ -214,6 +218,8 @@ class Servers:
                 os.kill(process.pid, signal.SIGKILL)
         elif process.connection is not None:
             process.connection.send(Quit())
+        else:
+            process.unwanted = True
 
     def close(self) -> None:
         """Kill what runs. The servers end as their sockets close."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import struct
 import time
 import traceback
 from collections.abc import Iterable
@@ -18,55 +17,38 @@ from typing import Any
 
 import msgspec
 
+from pilotlight.connection import Frames, frame
 from pilotlight.core.errors import LoadError, PilotlightError, RequestError
-from pilotlight.messages import Failed, Feed, Finished, Live, Load, Quit, ReplicaMessage
+from pilotlight.messages import Failed, Feed, Finished, Live, Load, Quit, ReplicaMessage, ReplicaReply
 from pilotlight.ports import Model, Outcome, Row, Runtime
 from pilotlight.wire import Operation, ResultChunk, Span
 from pilotlight.worker.coder import Coder
 
-_LENGTH = struct.Struct(">I")
-RESULT_ROWS_MAX = 1024
-
 
 class Pipe:
-    """The replica's end of its socket: whole messages, blocking or not. (`engines.direct` speaks the same frames.)"""
+    """The replica's end of its socket: whole messages, blocking or not, without an event loop."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._buffer = bytearray()
+        self._frames = Frames()
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(ReplicaMessage).decode
 
-    def send(self, message: Any) -> None:
+    def send(self, message: ReplicaReply) -> None:
         """Send all of it. Raises OSError when the agent is gone."""
-        body = self._encode(message)
-        self._sock.sendall(_LENGTH.pack(len(body)) + body)
+        self._sock.sendall(frame(self._encode(message)))
 
-    def receive(self, *, wait: bool) -> list[Any]:
+    def receive(self, *, wait: bool) -> list[ReplicaMessage]:
         """The messages that are there; at least one if `wait`. Raises EOFError when the agent is gone."""
-        messages: list[Any] = []
+        messages: list[ReplicaMessage] = []
         while True:
-            messages += self._parse()
             timeout = None if wait and not messages else 0
             if not select.select([self._sock], [], [], timeout)[0]:
                 return messages
             data = self._sock.recv(1 << 18)
             if not data:
                 raise EOFError
-            self._buffer += data
-
-    def _parse(self) -> list[Any]:
-        messages: list[Any] = []
-        at = 0
-        while len(self._buffer) - at >= 4:
-            (length,) = _LENGTH.unpack_from(self._buffer, at)
-            if len(self._buffer) - at - 4 < length:
-                break
-            messages.append(self._decode(bytes(self._buffer[at + 4 : at + 4 + length])))
-            at += 4 + length
-        if at:
-            del self._buffer[:at]
-        return messages
+            messages += [self._decode(body) for body in self._frames.push(data)]
 
 
 @dataclass(slots=True)
@@ -83,9 +65,9 @@ class _Ticket:
 class _Batch:
     """Finished rows of one lease, until they are sent."""
 
-    lines: dict[int, bytes] = field(default_factory=dict)
-    errors: dict[str, list[int]] = field(default_factory=dict)
-    counters: dict[str, float] = field(default_factory=dict)
+    lines: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    errors: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    counters: dict[str, float] = field(default_factory=dict[str, float])
 
 
 class Replica:
@@ -192,8 +174,8 @@ def serve(sock: socket.socket, runtime: Runtime) -> None:
     pipe = Pipe(sock)
     model: Model | None = None
     try:
-        load = pipe.receive(wait=True)[0]
-        if not isinstance(load, Load):
+        load, *more = pipe.receive(wait=True)
+        if not isinstance(load, Load) or any(isinstance(message, Quit) for message in more):
             return
         if load.device.type == "cuda" or load.device.visible:
             os.environ["CUDA_VISIBLE_DEVICES"] = load.device.visible

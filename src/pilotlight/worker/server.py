@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from typing import NoReturn
 
 import msgspec
@@ -22,6 +23,10 @@ from pilotlight.ports import Runtime
 from pilotlight.worker import build, replica
 
 LINE_BYTES_MAX = 1 << 16
+
+
+def _woken(number: int, frame: object) -> None:
+    """A child ended."""
 
 
 class Server:
@@ -41,7 +46,7 @@ class Server:
         os.set_blocking(wake_read, False)
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGCHLD, _woken)
         self._say(Forked(replica="", pid=os.getpid()))
         while True:
             ready, _, _ = select.select([self._control, wake_read], [], [])
@@ -84,9 +89,7 @@ class Server:
             os.close(log)
             replica.serve(socket.socket(fileno=fd), self._runtime)
             status = 0
-        except BaseException:  # noqa: BLE001 - the last stop of this process: say it in the log and end
-            import traceback
-
+        except BaseException:  # the last stop of this process: say it in the log and end
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -116,7 +119,7 @@ def main(argv: list[str]) -> int:
         runtime.preload()
         Server(control, runtime).run()
     except PilotlightError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return error.exit_code
     except (BrokenPipeError, ConnectionResetError):
         return 0

@@ -35,7 +35,9 @@ def place(state: State, belief: DeviceBelief, now: float, keep_alive_s: float) -
     allowed = [v for v in state.active_variants() if may_load(belief, v, now)]
     present = [v for v in belief.wants if v in allowed]
     fresh = [v for v in allowed if v not in present]
-    idle = retained((v for v in belief.wants if v not in allowed and v in belief.replicas), state.used_at_s, now, keep_alive_s)
+    idle = retained(
+        (v for v in belief.wants if v not in allowed and v in belief.replicas), state.used_at_s, now, keep_alive_s
+    )
     idle = [v for v in idle if belief.load_failures.get(v, 0) == 0]
 
     def need(variant_id: VariantId) -> int:
@@ -50,7 +52,7 @@ def place(state: State, belief: DeviceBelief, now: float, keep_alive_s: float) -
 
 
 def may_load(belief: DeviceBelief, variant_id: VariantId, now: float) -> bool:
-    """Whether a device may be asked to load a variant: it did not fail too often, and a wait after a failure is over."""
+    """Whether a device may be asked to load a variant: it did not fail too often, and the wait after that is over."""
     if belief.load_failures.get(variant_id, 0) >= LOAD_TRIES_MAX:
         return False
     return belief.retry_at_s.get(variant_id, 0.0) <= now

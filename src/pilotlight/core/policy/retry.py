@@ -25,11 +25,13 @@ def halves(rows: IndexSet) -> list[IndexSet]:
 
 
 def is_culprit(belief: DeviceBelief) -> bool:
-    """Whether a device's last two deaths had no row in common (no result came between them, or they would be forgotten)."""
+    """Whether a device's last two deaths, with no result between them, had no row in common."""
     if len(belief.deaths) < 2:
         return False
     before, last = belief.deaths[-2:]
-    shared = (span_count(before[job_id].within(*span)) for job_id, rows in last.items() if job_id in before for span in rows)
+    shared = (
+        span_count(before[job_id].within(*span)) for job_id, rows in last.items() if job_id in before for span in rows
+    )
     return not any(shared)
 
 

@@ -1,4 +1,4 @@
-"""The end of a job: idle workers take back what slower ones have not started, then run the oldest rows a second time."""
+"""The end of a job: idle workers take back what slower ones have not started, then repeat the oldest rows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ def steal_from(state: State, thief: Worker, variant_id: str) -> tuple[Lease, int
             lease = state.leases[lease_id]
             if lease.worker_id == thief.worker_id or lease.isolated or lease.all_started:
                 continue
-            if lease.state is LeaseState.OPEN and len(lease.open) > 1 and (best is None or len(lease.open) > len(best.open)):
+            if (
+                lease.state is LeaseState.OPEN
+                and len(lease.open) > 1
+                and (best is None or len(lease.open) > len(best.open))
+            ):
                 best = lease
     return None if best is None else (best, len(best.open) // 2)
 
 
-def hedge_from(state: State, idle: Worker, variant_id: str, rows: int, now: float, hedge_after_s: float) -> tuple[Lease, list[Span]] | None:
+def hedge_from(
+    state: State, idle: Worker, variant_id: str, rows: int, now: float, hedge_after_s: float
+) -> tuple[Lease, list[Span]] | None:
     """The oldest rows elsewhere that have been silent for `hedge_after_s`, to run a second time here."""
     best: Lease | None = None
     for job in state.jobs_of(variant_id):

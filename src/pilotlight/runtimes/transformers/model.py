@@ -37,7 +37,7 @@ LOGITS_MAX = 1 << 26
 """Numbers in one pass's logits (float32: 256 MiB)."""
 WANTED_MIN, WANTED_MAX = 16, 8192
 BATCHES_WANTED = 8
-"""Batches that are held, one to two seconds of work: the more rows to choose from, the less padding (at 2.5: a fifth)."""
+"""Held at once, one to two seconds of work: the more rows to choose from, the less padding (at 2.5: a fifth)."""
 KV_SHARE = 0.4
 """Part of the memory left after loading that keys and values may take; moving rows needs the same again."""
 KV_BYTES_UNKNOWN = 1 << 31
