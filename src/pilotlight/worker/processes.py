@@ -41,8 +41,6 @@ class Process:
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     unwanted: bool = False
     """It was to end before it could be told to."""
-    unwanted: bool = False
-    """It was to end before it could be told to."""
     operations: set[str] = field(default_factory=set[str])
 
 
@@ -143,8 +141,6 @@ class Servers:
         process.connection.send(Load(context=process.context, device=device))
         if process.unwanted:
             process.connection.send(Quit())
-        if process.unwanted:
-            process.connection.send(Quit())
 
     async def _after_close(self, process: Process) -> None:
         with contextlib.suppress(TimeoutError):
@@ -222,8 +218,6 @@ class Servers:
                 os.kill(process.pid, signal.SIGKILL)
         elif process.connection is not None:
             process.connection.send(Quit())
-        else:
-            process.unwanted = True
         else:
             process.unwanted = True
 
