@@ -65,7 +65,7 @@ lock: .venv/.dev ## resolve requirements/*.txt anew, for Python 3.11 to 3.13 on 
 	@tools/lock.sh
 
 clean: ## remove everything that can be made again
-	rm -rf .venv build dist bench-results .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist pilotlight-demo.jsonl* bench-results .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- set-up --------------------------------------------------------------------------------------------------
