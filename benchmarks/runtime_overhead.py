@@ -2,8 +2,8 @@
 
 Three questions, each answered by alternating both sides and taking the median of the ratios of neighbouring runs:
 
-- scoring: rows through `add` and `step`, against hand-made batches (sorted by length, right-padded, the same number
-  of rows a batch) that score the labels' first tokens. The runtime also tokenises, batches and scores whole labels.
+- scoring: rows through `add` and `step`, against hand-made batches (all rows sorted by length, right-padded) that
+  score labels of one token, or each whole label after each prompt.
 - generating: against `model.generate` over left-padded batches of the same rows.
 - prefix reuse: on against off, rows with a common head.
 
@@ -33,7 +33,7 @@ from tests import tiny  # noqa: E402
 
 LABELS = ["SUPPORTS", "REFUTES", "NOT ENOUGH INFO"]
 HEAD = "Answer yes or no. The quick brown fox jumps over the lazy dog. " * 4
-WORDS = "the river claim evidence born in Paris Warsaw water fox dog hello world".split()
+WORDS = "the river claim evidence born in Paris Warsaw water fox dog hello world".split()  # noqa: SIM905
 NEW_TOKENS = 16
 CPU_TIME = "cuda" not in sys.argv
 
@@ -90,6 +90,28 @@ def score_by_hand(model: Any, tokenizer: Any, texts: list[str], batch: int) -> f
     return _clock() - start_s
 
 
+def score_labels_by_hand(model: Any, tokenizer: Any, texts: list[str], batch: int) -> float:
+    """Every label after every prompt, in sorted batches; only the labels' logits are computed."""
+    import torch
+
+    endings = [tokenizer.encode(" " + label, add_special_tokens=False) for label in LABELS]
+    start_s = _clock()
+    with torch.inference_mode():
+        encoded = sorted(tokenizer(texts)["input_ids"], key=len)
+        for at in range(0, len(encoded), batch):
+            part = encoded[at : at + batch]
+            for ending in endings:
+                longest = max(map(len, part)) + len(ending) - 1
+                ids = [row + ending[:-1] for row in part]
+                padded = torch.tensor([row + [2] * (longest - len(row)) for row in ids], device=model.device)
+                hidden = model.model(input_ids=padded, use_cache=False).last_hidden_state
+                places = torch.tensor([[len(row) - 1 + step for step in range(len(ending))] for row in part])
+                logits = model.lm_head(hidden[torch.arange(len(part))[:, None], places]).log_softmax(-1)
+                targets = torch.tensor(ending, device=model.device).expand(len(part), -1).unsqueeze(-1)
+                logits.gather(2, targets).sum(dim=1).tolist()
+    return _clock() - start_s
+
+
 def generate_by_hand(model: Any, tokenizer: Any, texts: list[str], batch: int) -> float:
     """`model.generate` over sorted, left-padded batches."""
     import torch
@@ -119,13 +141,12 @@ def compare(name: str, ours: Callable[[], float], theirs: Callable[[], float], r
     ratio = statistics.median(their_s / our_s for our_s, their_s in pairs)
     spread = sorted(their_s / our_s for our_s, their_s in pairs)
     our_rate, their_rate = (rows / statistics.median(side) for side in zip(*pairs, strict=True))
-    print(
-        f"{name:<34} {our_rate:9.1f} {their_rate:9.1f} rows/s   ratio {ratio:.2f}  ({spread[0]:.2f} to {spread[-1]:.2f})"
-    )
+    spread_text = f"({spread[0]:.2f} to {spread[-1]:.2f})"
+    print(f"{name:<34} {our_rate:9.1f} {their_rate:9.1f} rows/s   ratio {ratio:.2f}  {spread_text}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The transformers runtime against a loop written by hand.")
+    parser = argparse.ArgumentParser(description="The runtime against loops written by hand.")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--hidden", type=int, default=576)
     parser.add_argument("--layers", type=int, default=8)
@@ -172,7 +193,7 @@ def main() -> None:
                 (
                     f"score whole labels, batch {batch}",
                     lambda: through_runtime(unshared, whole, texts),
-                    lambda batch=batch: score_by_hand(plain, tokenizer, texts, batch),
+                    lambda batch=batch: score_labels_by_hand(plain, tokenizer, texts, batch),
                 ),
                 (
                     f"generate {NEW_TOKENS} tokens, batch {batch}",
