@@ -99,8 +99,9 @@ def test_a_missing_library_names_the_extra() -> None:
     assert "pip install 'pilotlight[transformers]'" in done.stdout
 
 
-def families() -> dict[str, tuple[Any, bool]]:
-    """Configs of other families, and whether they may share prefixes at this length."""
+def families() -> dict[str, tuple[Any, bool | None]]:
+    """Configs of other families, and whether they may share prefixes at this length. None: depends on the version of
+    transformers (5.0 makes the masks of some models its own way), and the probe finds out."""
     common = {
         "vocab_size": tiny.VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
@@ -133,7 +134,7 @@ def families() -> dict[str, tuple[Any, bool]]:
             transformers.Lfm2Config(**common, full_attn_idxs=[1], block_multiple_of=32, conv_L_cache=3),
             False,
         ),
-        "stablelm": (transformers.StableLmConfig(**common), True),
+        "stablelm": (transformers.StableLmConfig(**common), None),
         "smollm3": (transformers.SmolLM3Config(**common), True),
         "phi3": (transformers.Phi3Config(**common), True),
         "olmo2": (transformers.Olmo2Config(**common), True),
@@ -146,7 +147,7 @@ def test_other_families_agree_with_transformers(tmp_path: Path, name: str) -> No
     config, plain = families()[name]
     folder = tiny.make_model(tmp_path / "model", config=config)
     live = load(folder)
-    assert live._network.plain is plain
+    assert plain is None or live._network.plain is plain
     hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     generated, scored = run_rows(live, GENERATE, ROWS), run_rows(live, CLASSIFY, ROWS)

@@ -1,8 +1,8 @@
 """Whether a model of an unknown family may be handled as plain: tried out, not guessed.
 
 Masks, positions and caches of our own are exact for families that the tests compare with transformers. For any other
-(code from the model's folder, positions that come from the mask) both ways are run on two short prompts while the
-model warms up, and ours is used only if the logits agree.
+(code from the model's folder, positions that come from the mask) both ways are run on a few short prompts while
+the model warms up, and ours is used only if the logits agree.
 """
 
 from __future__ import annotations
@@ -20,24 +20,33 @@ PROVEN = frozenset({"llama", "qwen2", "qwen3", "mistral", "gpt2", "granite", "sm
 TOLERANCE_FLOAT32 = 1e-3
 TOLERANCE_HALF = 0.1
 """Greatest difference of logits as a part of their standard deviation."""
-LENGTHS = (3, 8)
+LENGTHS = (18, 20, 23, 24)
+SHARED_TOKENS = 17
+"""The prompts begin alike, for as long as it takes to be shared."""
 
 
 def agrees(network: Network) -> bool:
     """Whether our way and the model's own give the same logits. Leaves `network.plain` as it was."""
-    batch = [[(7 * place + length) % network.vocabulary for place in range(length)] for length in LENGTHS]
+    batch = [
+        [(7 * place + (length if place >= SHARED_TOKENS else 0)) % network.vocabulary for place in range(length)]
+        for length in LENGTHS
+    ]
+    tokens = [5 + row for row in range(len(batch))]
     tree = LabelTree([[1, 2, 3], [1, 4]])
     nothing = SharedPrefix(network, enabled=False)
+    pairs: list[tuple[Tensor, Tensor]] = []
     try:
-        mine, first = SlotCohort.begin(network, batch, nothing)
-        own, own_first = OwnCohort.begin(network, batch)
-        pairs = [(first, own_first)]
-        pairs.append((mine.decode([5, 6]), own.decode([5, 6])))
-        pairs.append((torch.tensor(score(network, batch, tree, nothing)), _plainly(network, batch, tree, nothing)))
+        for prefix in (nothing, SharedPrefix(network)):
+            mine, first = SlotCohort.begin(network, batch, prefix)
+            own, own_first = OwnCohort.begin(network, batch)
+            pairs.append((first, own_first))
+            pairs.append((mine.decode(tokens), own.decode(tokens)))
+            scores = torch.tensor(score(network, batch, tree, prefix))
+            pairs.append((scores, _plainly(network, batch, tree, nothing)))
     except Exception:  # whatever it is that our way does not suit: the model's own way is there
         return False
     tolerance = TOLERANCE_FLOAT32 if network.dtype is torch.float32 else TOLERANCE_HALF
-    scale = float(first.float().std())
+    scale = float(pairs[0][1].float().std())
     return all(float((one.float() - two.float()).abs().max()) <= tolerance * scale for one, two in pairs)
 
 
