@@ -5,8 +5,9 @@ fresh interpreter that loads the same model with transformers and scores one pro
 
     python benchmarks/bench_context.py [--rounds 3] [--jobs 20]
 
-cold: from `Pool()` to the first result. second job: from the call to the first result, one row. killed: from SIGKILL of the
-replica to the first result of a job that is handed in right after it.
+cold: from `Pool()` to the first result. second job: from the call to the first result, one row. killed: from SIGKILL of
+the replica to the first result of a job that is handed in right after it. All of it stays on one core: a model on
+several threads waits for the slowest of them, which on a busy machine drowns everything else.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=20)
     arguments = parser.parse_args()
     os.environ.update(environment())
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     folder = bundled.model_folder()
     echo, model = LLM("echo", runtime="echo"), LLM(folder)
     cases: dict[str, Ask] = {

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measure import ROOT, Usage, command, run, save, show, write_rows  # noqa: E402
+from benchmarks.measure import ROOT, Usage, command, run, save, show, write_rows
 
 CHUNK_1_ROWS_MAX = 100_000
 """A chunk size of 1 is slow, and holds one future per row in memory."""
@@ -80,8 +80,7 @@ def report(found: dict[tuple[str, int], list[Usage]], sizes: list[int]) -> None:
     table: list[list[object]] = []
     for name, size in sorted(found, key=lambda key: (key[1], key[0] != "pilotlight", key[0])):
         ratio = statistics.median(
-            peer.wall_s / mine.wall_s
-            for mine, peer in zip(found["pilotlight", size], found[name, size], strict=True)
+            peer.wall_s / mine.wall_s for mine, peer in zip(found["pilotlight", size], found[name, size], strict=True)
         )
         wall_s = middle(name, size, lambda usage: usage.wall_s)
         boss = "manager" if name == "pilotlight" else "command"
@@ -113,7 +112,13 @@ def report(found: dict[tuple[str, int], list[Usage]], sizes: list[int]) -> None:
         split = ["" if cpu_us[role] < 0.005 else f"{cpu_us[role]:.2f}" for role in ROLES]
         table.append([name, f"{rate:,.0f}", *split, f"{total_us:.2f}", f"{2e6 / total_us:,.0f}"])
         figures["long_run"][name] = {"requests_per_s": rate, "cpu_us": cpu_us, "cpu_us_total": total_us}
-    header = ["", "requests/s", *(f"{role}, CPU us" for role in ROLES), "all, CPU us", "requests/s that 2 whole cores give"]
+    header = [
+        "",
+        "requests/s",
+        *(f"{role}, CPU us" for role in ROLES),
+        "all, CPU us",
+        "requests/s that 2 whole cores give",
+    ]
     show("In the long run, per request", header, table)
     save("noop", figures)
 

@@ -1,6 +1,6 @@
 """What the command costs before it does anything: `pilotlight --help`, `import pilotlight`, beside a bare interpreter.
 
-    python benchmarks/bench_startup.py [--rounds 15]
+python benchmarks/bench_startup.py [--rounds 15]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measure import command, environment, save, show  # noqa: E402
+from benchmarks.measure import command, environment, save, show
 
 CASES = {
     "python -c pass": [sys.executable, "-P", "-c", "pass"],

@@ -56,7 +56,7 @@ class Usage:
 
 
 class Tree:
-    """Samples a process and all its descendants while it runs. What a process did after its last sample (50 ms) is lost."""
+    """Samples a process and all its descendants while it runs; what one did after its last sample (50 ms) is lost."""
 
     def __init__(self, pid: int, role: str = "command") -> None:
         self._root = pid

@@ -1,6 +1,6 @@
 """The peer of `bench_noop`: JSON lines through `concurrent.futures.ProcessPoolExecutor` with two processes, in order.
 
-    python benchmarks/peer_executor.py IN OUT CHUNK_SIZE
+python benchmarks/peer_executor.py IN OUT CHUNK_SIZE
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ def main(source: str, out: str, chunk: int) -> None:
     with ProcessPoolExecutor(2) as executor, open(source) as lines, open(out, "w") as results:
         numbered = enumerate(lines)
         while part := list(islice(numbered, WINDOW_ROWS)):
-            for line in executor.map(answer, part, chunksize=chunk):
-                results.write(line + "\n")
+            results.writelines(line + "\n" for line in executor.map(answer, part, chunksize=chunk))
 
 
 if __name__ == "__main__":
