@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pilotlight.core import events as ev
 from pilotlight.core.allocation import Options
 from pilotlight.core.transitions import JobState
+from tests.core.storm import storm
 from tests.core.world import World
 
 
@@ -87,6 +88,8 @@ class Faults(RuleBasedStateMachine):
         self.world.add_worker()
         self.world.settle()
         for job in self.world.jobs.values():
+            if job.ended is JobState.FAILED and len(job.poison) == job.rows:
+                continue
             assert job.ended is JobState.COMPLETED
             assert sorted(job.output) == list(range(job.rows))
 
@@ -101,8 +104,18 @@ class Faults(RuleBasedStateMachine):
 
 TestFaults = Faults.TestCase
 TestFaults.settings = settings(
-    max_examples=120, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=400,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_storms(block: int) -> None:
+    for seed in range(block * 100, block * 100 + 100):
+        storm(seed)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -123,7 +136,24 @@ def test_a_bad_device_makes_no_error_rows() -> None:
     world.submit(200)
     world.settle()
     world.check_outputs()
-    assert any("rests" in note for note in world.notes)
+    assert any("die whatever they run" in note for note in world.notes)
+
+
+def test_a_device_that_goes_bad_rests_and_makes_no_error_rows() -> None:
+    world = World()
+    bad, _ = world.add_worker(), world.add_worker()
+    world.submit(400)
+    while len(world.jobs["job-1"].output) < 100:
+        for name in world.workers:
+            while world.workers[name].up or world.workers[name].down:
+                world.deliver(name, "up")
+                world.deliver(name, "down")
+            for replica in list(world.workers[name].replicas):
+                world.work(name, replica)
+        world.tick(0.01)
+    world.bad_devices.add((bad, "d0"))
+    world.settle()
+    world.check_outputs()
 
 
 def test_preemption_costs_no_attempt() -> None:
@@ -235,3 +265,28 @@ def test_cancelling_with_drain_lets_held_rows_finish() -> None:
     assert world.jobs[job_id].ended is JobState.CANCELLED
     assert held > 0
     assert len(world.jobs[job_id].output) == before + held
+
+
+def test_an_idle_context_whose_replica_dies_comes_back_until_it_is_no_longer_kept() -> None:
+    world = World(Options(keep_alive_s=60.0))
+    name = world.add_worker()
+    world.submit(5)
+    world.settle()
+    worker = world.workers[name]
+    (replica_id,) = worker.replicas
+    world.kill_replica(name, replica_id)
+
+    def quiet(seconds: float) -> None:
+        for _ in range(int(seconds)):
+            while worker.up or worker.down:
+                world.deliver(name, "up")
+                world.deliver(name, "down")
+            for other in list(worker.replicas):
+                world.work(name, other)
+            world.tick(1.0)
+            world.check()
+
+    quiet(5)
+    assert [replica.live for replica in worker.replicas.values()] == [True]
+    quiet(70)
+    assert not worker.replicas

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from pathlib import Path
 
 import msgspec
 
@@ -16,7 +17,7 @@ CONTEXT = Context(runtime="echo", name="echo", identity="test")
 CPU = DeviceSpec(id="cpu", kind="cpu", type="cpu", memory_bytes=1 << 30)
 
 
-def test_quit_that_arrives_together_with_load():
+def test_quit_that_arrives_together_with_load() -> None:
     ours, theirs = socket.socketpair()
     bodies = map(msgspec.msgpack.encode, [Load(context=CONTEXT, device=CPU), Quit()])
     ours.sendall(b"".join(struct.pack(">I", len(body)) + body for body in bodies))
@@ -26,7 +27,7 @@ def test_quit_that_arrives_together_with_load():
         assert ours.recv(1) == b"", "it went live"
 
 
-async def _stopped_at_once(log_dir):
+async def _stopped_at_once(log_dir: Path) -> None:
     ended = asyncio.Event()
     servers = Servers(log_dir, "test", lambda *_: None, lambda *_: ended.set())
     try:
@@ -37,5 +38,5 @@ async def _stopped_at_once(log_dir):
         servers.close()
 
 
-def test_stop_before_the_replica_is_connected(tmp_path):
+def test_stop_before_the_replica_is_connected(tmp_path: Path) -> None:
     asyncio.run(_stopped_at_once(tmp_path))

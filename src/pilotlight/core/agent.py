@@ -89,6 +89,7 @@ class Agent:
         self.orphan_timeout_s = orphan_timeout_s
         self.orphaned_until_s: float | None = None
         self.drain_until_s: float | None = None
+        self.drain_reason = ""
         self.exiting = False
         self._made = 0
         self._out: list[AgentDecision] = []
@@ -143,6 +144,8 @@ class Agent:
         self.epoch = event.epoch
         self.wants_version = 0
         self.orphaned_until_s = None
+        if self.drain_until_s is not None:  # it may never have heard
+            self._out.append(SendLeaving(max(0.0, self.drain_until_s - self._now), self.drain_reason))
 
     def _manager_lost(self) -> None:
         for lease in list(self.leases.values()):
@@ -348,6 +351,7 @@ class Agent:
             self.drain_until_s = min(self.drain_until_s, self._now + event.grace_s)
             return
         self.drain_until_s = self._now + event.grace_s
+        self.drain_reason = event.reason
         self._out.append(SendLeaving(event.grace_s, event.reason))
         for lease in list(self.leases.values()):
             self._return(lease, lease.queue.spans())

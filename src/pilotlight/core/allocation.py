@@ -56,6 +56,7 @@ class Allocation:
                 if choice.rotated or not belief.wants:
                     belief.wants_since_s = self._now
                 belief.wants = choice.wants
+                belief.was_live.intersection_update(choice.wants)
                 changed = True
             if changed:
                 worker.wants_version += 1
@@ -108,8 +109,8 @@ class Allocation:
         for job in jobs:
             for at in range(len(job.suspects) - 1, -1, -1):
                 rows = job.suspects[at]
-                index = rows.spans()[0][0]
-                if len(rows) == 1 and job.last_worker.get(index) == worker.worker_id and self._other_can(worker, job):
+                died_on = job.died_on.get(rows.spans()[0][0])
+                if len(rows) == 1 and died_on and died_on[-1][0] == worker.worker_id and self._other_can(worker, job):
                     continue
                 del job.suspects[at]
                 self._grant(worker, self._state.open_lease(job, worker, rows.spans(), self._now, isolated=True))

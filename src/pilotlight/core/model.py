@@ -67,6 +67,13 @@ class DeviceBelief:
     """Attempts charged since the last result; given back if the device turns out to be the culprit."""
     quarantined_until_s: float | None = None
     quarantines: int = 0
+    """Rests since the last result."""
+    was_live: set[VariantId] = field(default_factory=set[VariantId])
+    """Wanted variants that have been live here: worth bringing back while they are kept."""
+    worked: bool = False
+    """Whether any request ever had a result here."""
+    vain_deaths: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
+    """Deaths of replicas with rows, by variant, while it never worked."""
 
 
 @dataclass(slots=True)
@@ -144,8 +151,10 @@ class Job:
     hedged: IndexSet = field(default_factory=IndexSet)
     """Rows that are in two leases."""
     attempts: dict[int, int] = field(default_factory=dict[int, int])
-    last_worker: dict[int, WorkerId] = field(default_factory=dict[int, WorkerId])
-    """Where a charged row died last, so that it is tried elsewhere."""
+    died_on: dict[int, list[tuple[WorkerId, DeviceId]]] = field(
+        default_factory=dict[int, list[tuple[WorkerId, DeviceId]]]
+    )
+    """Where suspect rows were when replicas died, the last place last."""
     leases: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
     errors: int = 0
     virtual_time: float = 0.0

@@ -17,7 +17,7 @@ from pilotlight.core.decisions import (
     RecordAttempts,
     WriteFailure,
 )
-from pilotlight.core.model import DeviceBelief, Job, Lease, Replica, VariantId, Worker
+from pilotlight.core.model import DeviceBelief, DeviceId, Job, Lease, Replica, VariantId, Worker
 from pilotlight.core.policy import placement, retry, sharing
 from pilotlight.core.ranges import IndexSet, span_count
 from pilotlight.core.recovery import job_from, worker_from
@@ -98,10 +98,8 @@ class Scheduler:
             lease.last_result_at_s = self._now
         if event.repeated and lease is not None:
             state.shrink(lease, event.repeated)
+            lease = state.leases.get(event.lease_id)  # closed, if that was all of it
         job.errors += event.errors
-        for start, stop in event.spans if job.attempts else ():
-            for index in [i for i in job.attempts if start <= i < stop]:
-                del job.attempts[index]
         state.finish_rows(job, event.spans, lease)
         self._end_if_over(job)
         if worker is not None:
@@ -109,6 +107,8 @@ class Scheduler:
 
     def _credit(self, worker: Worker, belief: DeviceBelief, job: Job | None, rows: int) -> None:
         retry.absolve(belief)
+        if job is not None:
+            self.state.proved.add(job.variant_id)
         worker.deadline_s = self._now + self.options.silence_s
         worker.rows_done += rows
         if job is None:
@@ -241,6 +241,8 @@ class Scheduler:
         known.load_s = fact.load_s or known.load_s
         belief.load_failures.pop(fact.variant_id, None)
         belief.retry_at_s.pop(fact.variant_id, None)
+        if fact.variant_id in belief.wants:
+            belief.was_live.add(fact.variant_id)
         self.state.used_at_s.setdefault(fact.variant_id, self._now)
         self._allocation.top_up(worker)
         for job in self.state.jobs_of(fact.variant_id):
@@ -276,11 +278,18 @@ class Scheduler:
         name = self._name(event.variant_id)
         text = f"{worker.worker_id}'s replica of {name} died ({event.reason}); {total} requests had started"
         self._note("warning", text, worker.worker_id)
+        proved = event.variant_id in self.state.proved
+        culprit = retry.is_culprit(belief, held)
         if held:
-            belief.deaths.append({job.job_id: rows.copy() for job, rows in held})
+            retry.remember(belief, (event.worker_id, event.device_id), event.variant_id, held, proved=proved)
         for job, rows in held:
-            self._blame(worker, belief, job, rows, alone=total == 1, reason=event.reason)
-        if total and retry.is_culprit(belief):
+            self._blame(belief, job, rows, charge=total == 1 and (proved or belief.worked), reason=event.reason)
+        if retry.is_hopeless(belief, event.variant_id):
+            retry.refund(belief, self.state.jobs)
+            self._refuse(
+                worker, event.device_id, event.variant_id, f"its replicas die whatever they run: {event.reason}"
+            )
+        if total and culprit:
             rest_s = retry.quarantine(belief, self.state.jobs, self._now)
             text = f"{worker.worker_id}/{event.device_id} rests for {rest_s:.0f} s: its replicas die whatever they run"
             self._note("warning", text, worker.worker_id)
@@ -290,20 +299,20 @@ class Scheduler:
         self._allocation.place()
         self._allocation.top_up_all()
 
-    def _blame(
-        self, worker: Worker, belief: DeviceBelief, job: Job, rows: IndexSet, *, alone: bool, reason: str
-    ) -> None:
-        if not alone:
+    def _blame(self, belief: DeviceBelief, job: Job, rows: IndexSet, *, charge: bool, reason: str) -> None:
+        if len(rows) > 1:
             job.suspects.extend(retry.halves(rows))
+            return
+        job.suspects.insert(0, rows)  # behind all others, whose results may speak for the device
+        if not charge:
             return
         index = next(rows.indices())
         job.attempts[index] = job.attempts.get(index, 0) + 1
-        job.last_worker[index] = worker.worker_id
         belief.charges.append((job.job_id, index))
         self._out.append(RecordAttempts(job.job_id, ((index, job.attempts[index]),)))
         if job.attempts[index] < job.attempts_max:
-            job.suspects.append(rows)
             return
+        job.suspects.pop(0)
         job.failing.add(index, index + 1)
         text = f"the request ended its replica {job.attempts[index]} times, alone each time; the last time: {reason}"
         self._out.append(WriteFailure(job.job_id, index, "killed_replica", text))
@@ -314,20 +323,30 @@ class Scheduler:
             return
         belief = worker.devices[event.device_id]
         belief.replicas.pop(event.variant_id, None)
-        failures = placement.LOAD_TRIES_MAX if event.permanent else belief.load_failures.get(event.variant_id, 0) + 1
-        belief.load_failures[event.variant_id] = failures
-        belief.retry_at_s[event.variant_id] = self._now + retry.load_retry_s(failures)
-        name = self._name(event.variant_id)
-        self._note(
-            "warning", f"{worker.worker_id}/{event.device_id} can't load {name}: {event.reason}", worker.worker_id
-        )
-        if placement.failed_everywhere(self.state, event.variant_id):
-            for job in [job for job in self.state.jobs.values() if job.variant_id == event.variant_id]:
-                self._end(job, JobState.FAILED, "load_failed", f"{name} can't be loaded on any worker: {event.reason}")
-        elif self.state.workers[event.worker_id].capacity(event.variant_id, self._now) == 0:
-            self._take_back(worker)
+        if event.permanent:
+            self._refuse(worker, event.device_id, event.variant_id, event.reason)
+        else:
+            self._load_failure(worker, event.device_id, event.variant_id, event.reason)
         self._allocation.place()
         self._allocation.top_up_all()
+
+    def _refuse(self, worker: Worker, device_id: DeviceId, variant_id: VariantId, reason: str) -> None:
+        """A device is given up for a variant."""
+        worker.devices[device_id].load_failures[variant_id] = placement.LOAD_TRIES_MAX
+        self._load_failure(worker, device_id, variant_id, reason)
+
+    def _load_failure(self, worker: Worker, device_id: DeviceId, variant_id: VariantId, reason: str) -> None:
+        belief = worker.devices[device_id]
+        failures = belief.load_failures.get(variant_id, 0) + 1
+        belief.load_failures[variant_id] = failures
+        belief.retry_at_s[variant_id] = self._now + retry.load_retry_s(failures)
+        name = self._name(variant_id)
+        self._note("warning", f"{worker.worker_id}/{device_id} can't hold {name}: {reason}", worker.worker_id)
+        if placement.failed_everywhere(self.state, variant_id):
+            for job in [job for job in self.state.jobs.values() if job.variant_id == variant_id]:
+                self._end(job, JobState.FAILED, "load_failed", f"{name} can't be held by any worker: {reason}")
+        elif worker.capacity(variant_id, self._now) == 0:
+            self._take_back(worker)
 
     def _take_back(self, worker: Worker) -> None:
         """Ask for all unstarted rows of leases that this worker can't serve soon."""
@@ -344,6 +363,8 @@ class Scheduler:
         if known is None or event.variant.memory_bytes > known.memory_bytes:
             self.state.variants[event.variant.variant_id] = event.variant
         job = job_from(event)
+        if job.done:
+            self.state.proved.add(job.variant_id)
         job.virtual_time = sharing.starting_clock(self.state.jobs.values())
         self.state.jobs[job.job_id] = job
         self.state.used_at_s[job.variant_id] = self._now

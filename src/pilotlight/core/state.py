@@ -22,6 +22,8 @@ class State:
     jobs: dict[JobId, Job] = field(default_factory=dict[JobId, Job])
     leases: dict[LeaseId, Lease] = field(default_factory=dict[LeaseId, Lease])
     variants: dict[VariantId, Variant] = field(default_factory=dict[VariantId, Variant])
+    proved: set[VariantId] = field(default_factory=set[VariantId])
+    """Variants that have had results."""
     used_at_s: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
     leases_made: int = 0
     rows_lost: int = 0
@@ -100,6 +102,9 @@ class State:
         count = span_count(spans)
         added = job.done.update(spans)
         assert added == count, f"{job.job_id}: rows were written twice: {spans}"
+        for index in [index for index in job.died_on if index in job.done]:
+            del job.died_on[index]
+            job.attempts.pop(index, None)
         of_job = lease if lease is not None and lease.job_id == job.job_id else None
         if of_job is not None and self.shrink(of_job, spans) == count and not job.hedged:
             return

@@ -45,6 +45,8 @@ class JsonlSource:
         self._lines: list[bytes] = []
         self._line_at: int = 0
         self._blank = False
+        self._raw_before = 0
+        """Bytes of the file that had been taken from the disk before the present block."""
         self._line_number = 1
         self._row = 0
         self._sizes: list[int] = []
@@ -77,7 +79,12 @@ class JsonlSource:
 
     @property
     def fraction(self) -> float | None:
-        """Bytes taken from the disk, of all; None for pipes."""
+        """The share of the bytes whose rows were read, or of the limit's rows if that is more; None for pipes."""
+        limit = self._row / self._limit if self._limit else 0.0
+        by_bytes = self._fraction_of_bytes()
+        return by_bytes if by_bytes is None else min(1.0, max(by_bytes, limit))
+
+    def _fraction_of_bytes(self) -> float | None:
         total = self._sizes_before[-1]
         if not self._told:
             return None
@@ -85,8 +92,11 @@ class JsonlSource:
             return 1.0
         if self._file < 0:
             return 0.0
-        read = self._blocks.reader.raw_bytes if self._blocks else self._sizes[self._file]
-        return min(1.0, (self._sizes_before[self._file] + read) / total)
+        read = float(self._sizes[self._file])
+        if self._blocks is not None:
+            used = self._line_at / len(self._lines) if self._lines else 1.0
+            read = self._raw_before + (self._blocks.reader.raw_bytes - self._raw_before) * used
+        return (self._sizes_before[self._file] + read) / total
 
     def close(self) -> None:
         """See `ports.Source`."""
@@ -125,9 +135,11 @@ class JsonlSource:
                 self._blocks = LineBlocks(reader)
                 self._line_number = 1
                 self._lines = []
+                self._raw_before = 0
                 first = True
             else:
                 first = False
+                self._raw_before = self._blocks.reader.raw_bytes
             self._line_number += len(self._lines)
             self._lines, self._line_at = [], 0
             try:

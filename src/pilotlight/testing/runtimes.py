@@ -196,7 +196,8 @@ def _in_child(function: Callable[[RuntimeCase], Any], case: RuntimeCase) -> Any:
         "sys.path[:] = path\n"
         f"open({write}, 'wb').write(cloudpickle.dumps(function(case)))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # As in a runtime server: one thread, whatever the libraries would like to start.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],

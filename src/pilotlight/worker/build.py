@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
-from pilotlight.core.errors import ConfigError
+from pilotlight.core.errors import ConfigError, MissingExtra
 from pilotlight.engines.direct import DirectWorkerLink
 from pilotlight.ports import Runtime, WorkerLink
 
@@ -29,6 +30,18 @@ def _transformers() -> Runtime:
 
 RUNTIMES: dict[str, Callable[[], Runtime]] = {"echo": _echo, "python": _python, "transformers": _transformers}
 """Each imports its library when called, not before: an agent imports none of them."""
+
+
+REQUIRES = {"transformers": ("torch", "transformers")}
+"""What must be importable for a runtime, beside what this package itself needs."""
+
+
+def require(name: str) -> None:
+    """Raise `MissingExtra` where a runtime's libraries are not installed. Imports none of them."""
+    missing = [module for module in REQUIRES.get(name, ()) if importlib.util.find_spec(module) is None]
+    if missing:
+        message = f"{' and '.join(missing)} can't be found: pip install 'pilotlight[{name}]'"
+        raise MissingExtra(message)
 
 
 def runtime(name: str) -> Runtime:

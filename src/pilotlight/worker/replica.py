@@ -59,6 +59,8 @@ class _Ticket:
     job: str
     index: int
     custom_id: Any
+    origin: str = ""
+    line: int = 0
 
 
 @dataclass(slots=True)
@@ -107,14 +109,15 @@ class Replica:
         for chunk in feed.chunks:
             for offset, line in enumerate(chunk.blob.split(b"\n")):
                 index = chunk.start + offset
+                number = chunk.line + offset
                 try:
-                    payload, custom_id = decode(line, chunk.origin, chunk.line + offset)
+                    payload, custom_id = decode(line, chunk.origin, number)
                 except RequestError as error:
                     ticket = _Ticket(feed.lease, feed.job, index, None)
                     self._put(ticket, Outcome(0, error_kind=error.kind, error=str(error)))
                     continue
                 self._next += 1
-                self._tickets[self._next] = _Ticket(feed.lease, feed.job, index, custom_id)
+                self._tickets[self._next] = _Ticket(feed.lease, feed.job, index, custom_id, chunk.origin, number)
                 rows.append(Row(self._next, index, payload))
         if rows:
             self._model.add(operation, rows)
@@ -135,6 +138,8 @@ class Replica:
             except RequestError as error:
                 kind, text = error.kind, str(error)
         if kind is not None:
+            if kind == RequestError.kind and ticket.origin:
+                text = f"{ticket.origin} line {ticket.line}: {text}"
             line = coder.error(ticket.index, ticket.custom_id, kind, text)
             batch.errors.setdefault(kind, []).append(ticket.index)
         batch.lines[ticket.index] = line

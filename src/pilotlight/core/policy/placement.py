@@ -35,10 +35,8 @@ def place(state: State, belief: DeviceBelief, now: float, keep_alive_s: float) -
     allowed = [v for v in state.active_variants() if may_load(belief, v, now)]
     present = [v for v in belief.wants if v in allowed]
     fresh = [v for v in allowed if v not in present]
-    idle = retained(
-        (v for v in belief.wants if v not in allowed and v in belief.replicas), state.used_at_s, now, keep_alive_s
-    )
-    idle = [v for v in idle if belief.load_failures.get(v, 0) == 0]
+    known = [v for v in belief.wants if v not in allowed and v in belief.was_live and v not in belief.load_failures]
+    idle = retained(known, state.used_at_s, now, keep_alive_s)
 
     def need(variant_id: VariantId) -> int:
         return state.variants[variant_id].memory_bytes

@@ -1,18 +1,25 @@
 """Who is to blame when a replica dies, and what its rows may do next.
 
-A row is charged an attempt only when it ran alone. Rows that died together are split in halves, which run again with
-nothing beside them, so one poison row among n is found in log2(n) deaths. A device whose replicas die twice in a row on
-different rows, with no result between, is the culprit itself: it rests, and what it charged is given back.
+A row is charged an attempt only when it ran alone, and its variant has had results somewhere. Rows that died together
+are split in halves, which run again with nothing beside them, so one poison row among n is found in log2(n) deaths. A
+device whose replicas die twice in a row on different rows, with no result between and none of these rows dead
+elsewhere, is the culprit itself: it rests, and what it charged is given back. One that never had a result is given up
+after a few deaths.
 """
 
 from __future__ import annotations
 
-from pilotlight.core.model import DeviceBelief, Job, JobId
-from pilotlight.core.ranges import IndexSet, span_count
+from pilotlight.core.model import DeviceBelief, DeviceId, Job, JobId, VariantId, WorkerId
+from pilotlight.core.ranges import IndexSet
 
 QUARANTINE_S_MIN = 1.0
 QUARANTINE_S_MAX = 60.0
 LOAD_RETRY_S = 1.0
+VAIN_DEATHS_MAX = 6
+
+Place = tuple[WorkerId, DeviceId]
+Held = list[tuple[Job, IndexSet]]
+"""Rows that a replica held when it died, by job."""
 
 
 def halves(rows: IndexSet) -> list[IndexSet]:
@@ -24,33 +31,74 @@ def halves(rows: IndexSet) -> list[IndexSet]:
     return [second, first]
 
 
-def is_culprit(belief: DeviceBelief) -> bool:
-    """Whether a device's last two deaths, with no result between them, had no row in common."""
-    if len(belief.deaths) < 2:
+def remember(belief: DeviceBelief, place: Place, variant_id: VariantId, held: Held, *, proved: bool) -> None:
+    """A replica died with these rows in it: note that against the rows, and against the device where it says something.
+
+    proved: the variant has had results somewhere, so that rows may be the ones to blame. Then a death tells nothing
+    about the device if one of its rows died elsewhere too, or died just before.
+    """
+    elsewhere = False
+    for job, rows in held:
+        for index in rows.indices():
+            places = job.died_on.setdefault(index, [])
+            elsewhere |= any(other != place for other in places)
+            places.append(place)
+    told = not elsewhere and not _shares_rows(belief, held)
+    if not belief.worked and (told or not proved):
+        belief.vain_deaths[variant_id] = belief.vain_deaths.get(variant_id, 0) + 1
+    if not elsewhere:
+        belief.deaths.append({job.job_id: rows.copy() for job, rows in held})
+
+
+def _shares_rows(belief: DeviceBelief, held: Held) -> bool:
+    """Whether a row of these was in the device's last death, with no result since."""
+    if not belief.deaths:
         return False
-    before, last = belief.deaths[-2:]
-    shared = (
-        span_count(before[job_id].within(*span)) for job_id, rows in last.items() if job_id in before for span in rows
-    )
-    return not any(shared)
+    last = belief.deaths[-1]
+    return any(last[job.job_id].within(*span) for job, rows in held if job.job_id in last for span in rows)
+
+
+def is_hopeless(belief: DeviceBelief, variant_id: VariantId) -> bool:
+    """Whether a device that never had a result has killed enough replicas to count as one that can't load."""
+    return not belief.worked and belief.vain_deaths.get(variant_id, 0) >= VAIN_DEATHS_MAX
+
+
+def is_culprit(belief: DeviceBelief, held: Held) -> bool:
+    """Whether a death, before it is remembered, tells against a device that worked: its last one, with no result since,
+    was of other rows, and none of these died elsewhere."""
+    if not belief.worked or not belief.deaths or _shares_rows(belief, held):
+        return False
+    return not any(index in job.died_on for job, rows in held for index in rows.indices())
 
 
 def quarantine(belief: DeviceBelief, jobs: dict[JobId, Job], now: float) -> float:
-    """Let a device rest, longer each time, and give back the attempts that it charged. Returns the rest in seconds."""
+    """Let a device rest, longer each time. Returns the rest in seconds.
+
+    Its charges are given back the first time. If it dies on different rows again right after a rest, where it worked
+    before, poison rows may be all that is left; then charges stand, or such a job would never end.
+    """
     rest_s = min(QUARANTINE_S_MAX, QUARANTINE_S_MIN * 2.0**belief.quarantines)
     belief.quarantines += 1
     belief.quarantined_until_s = now + rest_s
-    for job_id, index in belief.charges:
-        job = jobs.get(job_id)
-        if job is not None and index in job.attempts and index not in job.failing and index not in job.done:
-            job.attempts[index] -= 1
+    if belief.quarantines == 1:
+        refund(belief, jobs)
     belief.charges.clear()
     belief.deaths.clear()
     return rest_s
 
 
+def refund(belief: DeviceBelief, jobs: dict[JobId, Job]) -> None:
+    """Give back the attempts that a device charged since its last result."""
+    for job_id, index in belief.charges:
+        job = jobs.get(job_id)
+        if job is not None and job.attempts.get(index) and index not in job.failing:
+            job.attempts[index] -= 1
+    belief.charges.clear()
+
+
 def absolve(belief: DeviceBelief) -> None:
     """A result came from this device: it works."""
+    belief.worked = True
     if belief.deaths or belief.charges or belief.quarantines:
         belief.deaths.clear()
         belief.charges.clear()

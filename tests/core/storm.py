@@ -1,0 +1,104 @@
+"""A seeded storm over the machines: random submissions, deliveries, work and faults; then calm, and every job must end.
+
+`python -m tests.core.storm SEED` replays one and tells its story; the tests run a fixed number of seeds.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+
+from pilotlight.core.allocation import Options
+from pilotlight.core.transitions import JobState
+from tests.core.world import World
+
+STEPS = 150
+
+
+def storm(seed: int) -> World:
+    """Run one seed. Raises AssertionError where an invariant breaks or a job does not end as it should."""
+    choice = random.Random(seed)
+    hedge_after_s = choice.choice([0.5, 2.0, 50.0])
+    world = World(
+        Options(hedge_after_s=hedge_after_s, keep_alive_s=choice.choice([0.0, 5.0, -1.0])), choice.choice([1, 1, 2])
+    )
+    for _ in range(choice.randint(1, 3)):
+        world.add_worker()
+    calm = choice.choice([0.0, 0.5, 0.9])
+    """How likely a fault is left out."""
+    for _ in range(STEPS):
+        _step(world, choice, calm)
+        world.check()
+    if not world.workers:
+        world.add_worker()
+    world.add_worker()
+    world.settle()
+    for job_id, job in world.jobs.items():
+        if job.ended is JobState.FAILED and len(job.poison) == job.rows:
+            continue  # nothing but poison, and no device that ever had a result: nobody can tell which is to blame
+        assert job.ended is JobState.COMPLETED, f"{job_id} {job.ended}: {world.notes[-10:]}"
+        assert sorted(job.output) == list(range(job.rows))
+        errors = {index for index, answer in job.output.items() if answer != "result"}
+        assert job.poison <= errors, f"{job_id}: poison {job.poison - errors} was answered"
+    return world
+
+
+def _step(world: World, choice: random.Random, calm: float) -> None:
+    what = choice.choices(
+        ["deliver", "work", "tick", "submit", "join", "kill worker", "kill replica", "cut", "drain"],
+        [40, 40, 10, 3, 2, 1, 2, 2, 1],
+    )[0]
+    if what in {"kill worker", "kill replica", "cut", "drain"} and choice.random() < calm:
+        return
+    if what == "submit":
+        if len(world.jobs) < 5:
+            rows = choice.choice([0, 1, 5, 30, 100])
+            poison = frozenset(choice.sample(range(rows), min(rows, choice.choice([0, 0, 1, 2]))))
+            world.submit(rows, choice.choice(["v", "v", "w"]), poison)
+        return
+    if what == "join":
+        if len(world.workers) < 5:
+            world.add_worker()
+        return
+    if what == "tick":
+        world.tick(choice.choice([0.01, 0.25, 2.0]))
+        return
+    if world.workers:
+        _at_worker(world, choice, what, choice.choice(sorted(world.workers)))
+
+
+def _at_worker(world: World, choice: random.Random, what: str, name: str) -> None:
+    """Something happens to a worker or to one of its replicas."""
+    worker = world.workers[name]
+    replica_id = choice.choice(sorted(worker.replicas)) if worker.replicas else ""
+    if what == "deliver":
+        direction = choice.choice(["up", "down"])
+        for _ in range(choice.randint(1, 8)):
+            if name in world.workers:
+                world.deliver(name, direction)
+    elif what == "work":
+        for _ in range(choice.randint(1, 6)):
+            if name in world.workers and replica_id in world.workers[name].replicas:
+                world.work(name, replica_id)
+    elif what == "kill replica" and replica_id:
+        world.kill_replica(name, replica_id)
+    elif what == "kill worker":
+        world.kill_worker(name)
+    elif what == "cut":
+        world.cut(name)
+    elif what == "drain":
+        world.drain(name)
+
+
+def main() -> None:
+    """Replay the seeds given, or look for one that fails."""
+    for seed in map(int, sys.argv[1:]) if sys.argv[1:] else range(100_000):
+        try:
+            storm(seed)
+        except AssertionError:
+            sys.stderr.write(f"seed {seed}\n")
+            raise
+
+
+if __name__ == "__main__":
+    main()
