@@ -59,8 +59,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
     """How `generate` picks tokens; the names and meanings are vLLM's `SamplingParams`.
 
     None means "not set": the manager fills it from the model's generation_config.json and then from vLLM's
-    defaults, once, before a job starts, so a replica only ever sees set values (but for `max_tokens`: None there
-    means "as many as fit").
+    defaults, once, before a job starts, so a replica only ever sees set values. But for `max_tokens`: None there means,
+    as in vLLM's server, as many as fit for a conversation, and 16 for a plain prompt.
     """
 
     max_tokens: int | None = None

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -20,6 +21,9 @@ from pilotlight.manager.clients import Clients
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.loop import Manager
 from pilotlight.wire import PoolSpec
+
+EXIT_BROKEN = 70
+"""sysexits.h's EX_SOFTWARE: a mistake of ours."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,6 +58,7 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
     clients = Clients(pool_dir, spec, manager)
     loop = asyncio.get_running_loop()
     owner: asyncio.Task[None] | None = None
+    loop.set_exception_handler(_broke)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, clients.over.set)
     try:
@@ -69,6 +74,13 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
             owner.cancel()
         await clients.stop()
         await manager.stop()
+
+
+def _broke(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> NoReturn:
+    """A mistake of ours in a callback: say it in the log, and end as in a crash. What is on disk is what counts."""
+    loop.default_exception_handler(context)
+    sys.stderr.flush()
+    os._exit(EXIT_BROKEN)
 
 
 def _read_spec(pool: Path) -> PoolSpec:

@@ -262,7 +262,6 @@ class Clients:
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            self.over.set()  # a mistake of ours: end loudly, keep what is written
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a client's request broke the manager", "exception": task.exception()}
             )

@@ -93,6 +93,7 @@ class Manager:
         """Let workers in and start the pilots."""
         await self._link.start(self._worker_said, self._worker_gone)
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        self._ticker.add_done_callback(self._ticked)
 
     async def stop(self) -> None:
         """End all workers. Jobs are to be ended by the caller before."""
@@ -368,6 +369,12 @@ class Manager:
                     if isinstance(job, PathJob) and job.job_id not in self._syncs:
                         self._syncs[job.job_id] = asyncio.get_running_loop().create_task(self._sync(job))
             await asyncio.sleep(TICK_S)
+
+    @staticmethod
+    def _ticked(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            context = {"message": "the manager's clock broke", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
 
     async def _sync(self, job: PathJob) -> None:
         try:

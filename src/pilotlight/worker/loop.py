@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
@@ -84,16 +85,25 @@ class AgentLoop:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._signalled, number)
+        loop.set_exception_handler(self._broke)
+        over = loop.create_task(self._over.wait())
         beats = loop.create_task(self._beat())
         connects = loop.create_task(self._stay_connected())
         try:
-            await self._over.wait()
+            done, _ = await asyncio.wait((over, beats, connects), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            beats.cancel()
-            connects.cancel()
+            for task in (over, beats, connects):
+                task.cancel()
             self._servers.close()
             self._link.close()
             await asyncio.gather(beats, connects, return_exceptions=True)
+
+    def _broke(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A mistake of ours in a callback: say it in the log, and leave; the manager gives our rows to others."""
+        loop.default_exception_handler(context)
+        self._over.set()
 
     # --- the manager
 
