@@ -304,13 +304,14 @@ class Stopped(_Message, frozen=True, kw_only=True):
 
 
 class Died(_Message, frozen=True, kw_only=True):
-    """A replica ended by itself. `rows`: per lease, the spans that it held; they are no longer this worker's.
-    `reason`: how it ended, with its last log line, if there is one."""
+    """A replica ended by itself. `rows`: per lease, the spans that it held; they are no longer this worker's. About
+    `started` of them had been begun. `reason`: how it ended, with its last log line, if there is one."""
 
     device: str
     variant: str
     replica: str
     rows: dict[str, list[Span]]
+    started: int
     reason: str
 
 
@@ -326,7 +327,7 @@ class LoadFailed(_Message, frozen=True, kw_only=True):
 
 class Rows(_Message, frozen=True, kw_only=True):
     """Finished rows. Sent again after a reconnect until acknowledged; `started` is how many rows of this worker
-    are in replicas now."""
+    had been begun by then."""
 
     seq: int
     lease: str
@@ -425,12 +426,14 @@ class Failed(_Message, frozen=True, kw_only=True):
 
 
 class Finished(_Message, frozen=True, kw_only=True):
-    """From a replica: rows of one lease are done. `wanted` is its current wish."""
+    """From a replica: rows of one lease are done. `wanted` is its current wish; `started` is how many of the rows that
+    it still holds will have been begun by the end of its next step."""
 
     lease: str
     job: str
     chunk: ResultChunk
     wanted: int
+    started: int
 
 
 ServerReply = Forked | Exited

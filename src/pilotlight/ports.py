@@ -148,6 +148,11 @@ class Model(Protocol):
         """Rows added and not answered yet."""
         ...
 
+    @property
+    def started(self) -> int:
+        """At most so many of the pending rows will have been begun by the end of the next step: what a death costs."""
+        ...
+
     def close(self) -> None:
         """Free the device. Called once, also after an error."""
         ...

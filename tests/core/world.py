@@ -162,7 +162,7 @@ class World:
             return
         replica.rows.pop(0)
         spans = ((index, index + 1),)
-        self.to_agent(name, ev.RowsFinished(replica_id, lease_id, spans, WANTED))
+        self.to_agent(name, ev.RowsFinished(replica_id, lease_id, spans, WANTED, 1))
         worker.up.append(ev.RowsWritten(job_id, spans, 0, lease_id, name, replica.device_id))
 
     def settle(self, rounds: int = 4000) -> None:
@@ -276,8 +276,8 @@ class World:
                 worker.up.append(ev.ReplicaReported(name, fact))
             case do.SendStopped(device_id, variant_id, _):
                 worker.up.append(ev.ReplicaStopped(name, device_id, variant_id))
-            case do.SendDied(device_id, variant_id, _, rows, reason):
-                worker.up.append(ev.ReplicaDied(name, device_id, variant_id, rows, reason))
+            case do.SendDied(device_id, variant_id, _, rows, started, reason):
+                worker.up.append(ev.ReplicaDied(name, device_id, variant_id, rows, started, reason))
             case do.SendLoadFailed(device_id, variant_id, _, kind, reason):
                 worker.up.append(ev.LoadFailed(name, device_id, variant_id, kind == "no_room", reason))
             case do.SendLeaving(_, reason):

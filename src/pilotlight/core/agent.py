@@ -43,6 +43,8 @@ class Held:
     wanted: int = 0
     memory_bytes: int = 0
     rows: dict[LeaseId, IndexSet] = field(default_factory=dict[LeaseId, IndexSet])
+    begun: int | None = None
+    """How many of its rows it had begun by its own last word; None: it has not said yet."""
     alone: bool = False
     """What it holds must have nothing beside it."""
     kill_at_s: float | None = None
@@ -52,6 +54,11 @@ class Held:
     def count(self) -> int:
         """Rows that it holds."""
         return sum(len(rows) for rows in self.rows.values())
+
+    @property
+    def started(self) -> int:
+        """Rows that it holds and has begun, as far as it said."""
+        return self.count if self.begun is None else min(self.count, self.begun)
 
 
 @dataclass(slots=True)
@@ -97,8 +104,8 @@ class Agent:
 
     @property
     def started(self) -> int:
-        """Rows in replicas now."""
-        return sum(replica.count for replica in self.replicas.values())
+        """Rows that replicas have begun."""
+        return sum(replica.started for replica in self.replicas.values())
 
     def handle(self, event: ev.AgentEvent, now: float) -> list[AgentDecision]:
         """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""
@@ -216,6 +223,7 @@ class Agent:
         if replica is None:
             return
         self.slots[replica.device_id].deaths = 0
+        replica.begun = event.started
         rows = replica.rows.get(event.lease_id)
         if rows is not None:
             rows.discard(event.spans)
@@ -255,7 +263,8 @@ class Agent:
             slot.deaths += 1
             delay_s = 0.0 if slot.deaths <= 1 else min(RESTART_S_MAX, 0.1 * 2.0**slot.deaths)
             slot.restart_at_s = self._now + delay_s
-            self._out.append(SendDied(replica.device_id, variant_id, replica.replica_id, held, event.reason))
+            died = SendDied(replica.device_id, variant_id, replica.replica_id, held, replica.started, event.reason)
+            self._out.append(died)
         self._settle()
         self._leave_if_drained()
 
@@ -358,7 +367,7 @@ class Agent:
         self._leave_if_drained()
 
     def _leave_if_drained(self) -> None:
-        if self.drain_until_s is not None and not self.started:
+        if self.drain_until_s is not None and not any(replica.rows for replica in self.replicas.values()):
             self._exit("it drained")
 
     def _exit(self, reason: str) -> None:

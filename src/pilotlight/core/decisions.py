@@ -171,6 +171,7 @@ class SendDied:
     variant_id: VariantId
     replica_id: ReplicaId
     rows: dict[LeaseId, list[Span]]
+    started: int
     reason: str
 
 

@@ -56,7 +56,7 @@ class WorkerLeaving:
 
 @dataclass(frozen=True, slots=True)
 class WorkerHeard:
-    """A sign of life. `started`: rows that its replicas hold."""
+    """A sign of life. `started`: rows that its replicas have begun."""
 
     worker_id: WorkerId
     started: int
@@ -81,12 +81,13 @@ class ReplicaStopped:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaDied:
-    """A replica ended by itself, with these rows in it (by lease)."""
+    """A replica ended by itself, with these rows in it (by lease), of which about `started` had been begun."""
 
     worker_id: WorkerId
     device_id: DeviceId
     variant_id: VariantId
     rows: dict[LeaseId, list[Span]]
+    started: int
     reason: str
 
 
@@ -256,12 +257,13 @@ class ReplicaExited:
 
 @dataclass(frozen=True, slots=True)
 class RowsFinished:
-    """A replica finished rows of a lease; `wanted` is its current wish."""
+    """A replica finished rows of a lease; `wanted` is its current wish, `started` what it has begun beside."""
 
     replica_id: ReplicaId
     lease_id: LeaseId
     spans: tuple[Span, ...]
     wanted: int
+    started: int
 
 
 @dataclass(frozen=True, slots=True)

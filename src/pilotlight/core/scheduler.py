@@ -274,9 +274,10 @@ class Scheduler:
             if rows:
                 held.append((job, rows))
         total = sum(len(rows) for _, rows in held)
-        self.state.rows_lost += total
+        lost = min(total, event.started)
+        self.state.rows_lost += lost
         name = self._name(event.variant_id)
-        text = f"{worker.worker_id}'s replica of {name} died ({event.reason}); {total} requests had started"
+        text = f"{worker.worker_id}'s replica of {name} died ({event.reason}); {lost} requests had started"
         self._note("warning", text, worker.worker_id)
         proved = event.variant_id in self.state.proved
         culprit = retry.is_culprit(belief, held)

@@ -317,8 +317,11 @@ class Manager:
             case Returned(lease=lease, spans=spans):
                 self.put(ev.RowsReturned(worker_id, lease, tuple(spans)))
             case Died():
-                died = ev.ReplicaDied(worker_id, message.device, message.variant, message.rows, message.reason)
-                self.put(died)
+                self.put(
+                    ev.ReplicaDied(
+                        worker_id, message.device, message.variant, message.rows, message.started, message.reason
+                    )
+                )
             case LoadFailed():
                 permanent = message.kind in PERMANENT
                 self.put(ev.LoadFailed(worker_id, message.device, message.variant, permanent, message.reason))

@@ -33,6 +33,7 @@ class EchoModel:
         self._waiting: deque[Row] = deque()
         self._wanted = int(options.get("wanted", WANTED_DEFAULT))
         self._pace = min(self._wanted, PACE_START)
+        self._stepped = PACE_START
         self._memory_bytes = int(options.get("memory_bytes", 0))
         self._stages = {"read": load_s, "to_device": 0.0, "warm": 0.0}
 
@@ -56,6 +57,11 @@ class EchoModel:
         """Rows not answered yet."""
         return len(self._waiting)
 
+    @property
+    def started(self) -> int:
+        """As many as the last step answered, if so many are left."""
+        return min(len(self._waiting), self._stepped)
+
     def add(self, operation: Operation, rows: Sequence[Row]) -> None:  # noqa: ARG002
         """Any operation kind is echoed."""
         self._waiting.extend(rows)
@@ -75,6 +81,7 @@ class EchoModel:
             done.append(_steered(row, cast("dict[str, Any]", payload)))
             if time.monotonic() >= stop_s:
                 break
+        self._stepped = len(done)
         self._pace = self._wanted if stop_s is None else max(2, 2 * len(done))
         return done
 

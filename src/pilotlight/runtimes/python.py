@@ -55,6 +55,7 @@ class PythonModel:
         self._done: list[Outcome] = []
         self._row_s: float | None = None
         self._batch_max = 1
+        self._stepped = 1
 
     @property
     def wanted(self) -> int:
@@ -95,6 +96,11 @@ class PythonModel:
         self._batch_max = max(self._batch_max, function.batch_max)
         self._waiting.extend((function, row) for row in rows)
 
+    @property
+    def started(self) -> int:
+        """Calls in flight, and as many rows as the last step answered (one batch, before the first)."""
+        return min(self.pending, sum(self._tasks.values()) + self._stepped)
+
     def step(self) -> list[Outcome]:
         """Call functions for about half a second, or once if that takes longer."""
         start_s = time.monotonic()
@@ -114,6 +120,7 @@ class PythonModel:
                 worked += len(answers)
             if left_s <= 0:
                 break
+        self._stepped = max(worked, self._batch_max)
         if worked:
             row_s = (time.monotonic() - start_s) / worked
             self._row_s = row_s if self._row_s is None else 0.5 * (self._row_s + row_s)

@@ -138,6 +138,7 @@ def check_small_steps(case: RuntimeCase) -> None:
         model.add(operation, [row])
         done += model.step()
         assert model.pending == added - len(done), f"{model.pending} pending of {added} added and {len(done)} done"
+        assert 0 <= model.started <= model.pending, f"{model.started} started of {model.pending} pending"
     _ordered(done + _drain(model), rows)
     model.close()
 

@@ -178,7 +178,7 @@ class AgentLoop:
                 device = replica.device_id if replica is not None else ""
                 spans = tuple(message.chunk.spans)
                 decisions = self._agent.handle(
-                    ev.RowsFinished(replica_id, message.lease, spans, message.wanted), time.monotonic()
+                    ev.RowsFinished(replica_id, message.lease, spans, message.wanted, message.started), time.monotonic()
                 )
                 self._seq += 1
                 rows = Rows(
@@ -231,9 +231,16 @@ class AgentLoop:
                     self._servers.stop(decision.replica_id, kill=decision.kill)
                 case do.SendStopped(device_id, variant_id, replica_id):
                     self._link.send(Stopped(device=device_id, variant=variant_id, replica=replica_id))
-                case do.SendDied(device_id, variant_id, replica_id, rows, reason):
+                case do.SendDied(device_id, variant_id, replica_id, rows, started, reason):
                     _log(f"{replica_id} died: {reason}")
-                    died = Died(device=device_id, variant=variant_id, replica=replica_id, rows=rows, reason=reason)
+                    died = Died(
+                        device=device_id,
+                        variant=variant_id,
+                        replica=replica_id,
+                        rows=rows,
+                        started=started,
+                        reason=reason,
+                    )
                     self._link.send(died)
                 case do.SendLoadFailed(device_id, variant_id, replica_id, kind, reason):
                     _log(f"{replica_id or variant_id} could not load: {reason}")

@@ -155,7 +155,8 @@ class Replica:
             batch.counters["busy_s"] = batch.counters.get("busy_s", 0.0) + busy_s * len(indices) / total
             blob = b"\n".join(map(batch.lines.__getitem__, indices))
             chunk = ResultChunk(_spans(indices), blob, batch.errors, batch.counters)
-            self._pipe.send(Finished(lease=lease, job=job, chunk=chunk, wanted=max(1, self._model.wanted)))
+            wanted, started = max(1, self._model.wanted), self._model.started
+            self._pipe.send(Finished(lease=lease, job=job, chunk=chunk, wanted=wanted, started=started))
         self._batches = {}
 
 

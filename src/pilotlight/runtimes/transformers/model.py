@@ -93,6 +93,8 @@ class TransformersModel:
         self._budget = TokenBudget(max(TOKENS_MIN, min(start, tokens_max)), tokens_max)
         kv_bytes_max = _kv_bytes_max(device, self._network)
         self._decoder = Decoder(self._network, loaded.tokenizer, token_bytes=token_bytes, kv_bytes_max=kv_bytes_max)
+        self._paced: int | None = None
+        """Rows that the last step answered."""
         self._stages = {**loaded.stages, "warm": time.monotonic() - start_s}
 
     @property
@@ -122,6 +124,11 @@ class TransformersModel:
     def pending(self) -> int:
         """Rows added and not answered."""
         return self._added - self._answered
+
+    @property
+    def started(self) -> int:
+        """Rows that decode, and as many as the last step answered (all, before the first)."""
+        return min(self.pending, len(self._decoder) + (self.pending if self._paced is None else self._paced))
 
     def add(self, operation: Operation, rows: Sequence[Row]) -> None:
         """Render and tokenise the rows; what can't be is answered by the next step."""
@@ -154,6 +161,7 @@ class TransformersModel:
             if time.monotonic() >= stop_s:
                 break
         self._answered += len(outcomes)
+        self._paced = len(outcomes)
         return outcomes
 
     def close(self) -> None:
