@@ -20,6 +20,8 @@ from pilotlight.core.errors import LinkClosed
 _LENGTH = struct.Struct(">I")
 FRAME_BYTES_MAX = 1 << 30
 """A longer frame is a broken or foreign peer."""
+CLOSE_S_MAX = 2.0
+"""How long a peer may take to read what was sent before the end."""
 
 
 class Frames:
@@ -74,7 +76,7 @@ class Connection(asyncio.Protocol):
         self._frames = Frames()
         self._out: list[bytes] = []
         self._flush_due = False
-        self._closed = False
+        self._closed = self._closing = False
         self._reason = "the other end closed the connection"
         self._resume: asyncio.Event = asyncio.Event()
         self._resume.set()
@@ -85,13 +87,14 @@ class Connection(asyncio.Protocol):
     @property
     def closed(self) -> bool:
         """Whether nothing more can be sent."""
-        return self._closed
+        return self._closed or self._closing
 
     def send(self, message: Any) -> None:
         """Queue a message; a closed connection swallows it (its `on_closed` tells)."""
-        if self._closed:
+        if self.closed:
             return
         body = self._encode(message)
+        assert len(body) <= FRAME_BYTES_MAX, f"a {type(message).__name__} of {len(body)} bytes is too long to send"
         self._out.append(_LENGTH.pack(len(body)))
         self._out.append(body)
         if not self._flush_due:
@@ -106,11 +109,27 @@ class Connection(asyncio.Protocol):
             raise LinkClosed(self._reason)
 
     def close(self, reason: str = "closed here") -> None:
-        """Send what is queued, then close."""
+        """Take no more messages, send what is queued, then close; waits for the peer to read (see `abort`)."""
         self._flush()
+        self._closing = True
         self._reason = reason
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self, reason: str) -> None:
+        """Close at once, whatever was queued."""
+        self._closing = True
+        self._reason = reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def end(self, within_s: float = CLOSE_S_MAX) -> None:
+        """Close, and wait until all is sent; give up on a peer that does not read."""
+        self.close()
+        try:
+            await asyncio.wait_for(self.gone.wait(), within_s)
+        except TimeoutError:
+            self.abort("the peer does not read")
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -137,9 +156,9 @@ class Connection(asyncio.Protocol):
             self.close(f"a frame can't be decoded: {error}")
             return
         for message in messages:
-            self.on_message(message)
-            if self._closed:
+            if self.closed:
                 return
+            self.on_message(message)
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""

@@ -9,7 +9,7 @@ What does not live here: sockets (`engines/`), the meaning of a row (`io/rows.py
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -110,7 +110,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     function: bytes | None = None
     function_name: str = ""
     batched: bool = False
-    batch_max: int = 1
+    batch_max: Annotated[int, msgspec.Meta(ge=1)] = 1
     row_format: Literal["json", "pickle"] = "json"
     result_format: ResultFormat = "pilotlight"
 
@@ -152,8 +152,8 @@ class JobRequest(Struct, frozen=True, kw_only=True):
     input: PathInput | StreamInput
     output: PathOutput | StreamOutput
     name: str = ""
-    weight: float = 1.0
-    max_attempts: int = 3
+    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 3
     arguments: dict[str, Any] = {}
 
 

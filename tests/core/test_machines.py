@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -215,13 +217,72 @@ def test_a_small_job_beside_a_huge_one_ends_soon() -> None:
     assert len(world.jobs[huge].output) < 200
 
 
-def test_two_contexts_that_do_not_fit_together_both_finish() -> None:
+def run_quietly(world: World, until: Callable[[], object], ticks: int = 4000, seconds: float = 0.05) -> None:
+    """No faults: deliver, work, tick, until something holds."""
+    for _ in range(ticks):
+        if until():
+            return
+        for name in list(world.workers):
+            while name in world.workers and (world.workers[name].up or world.workers[name].down):
+                world.deliver(name, "up")
+                world.deliver(name, "down")
+            for replica in list(world.workers[name].replicas):
+                world.work(name, replica)
+        world.tick(seconds)
+        world.check()
+    raise AssertionError(f"it did not come to that: {world.notes[-10:]}")
+
+
+def test_contexts_that_do_not_fit_together_take_turns() -> None:
     world = World()
     world.add_worker()
-    world.submit(60, "v")
-    world.submit(60, "w")
+    huge = world.submit(3000, "v")
+    run_quietly(world, lambda: len(world.jobs[huge].output) > 50)
+    small = world.submit(10, "w")
+    run_quietly(world, lambda: world.jobs[small].ended)
+    assert world.jobs[small].ended is JobState.COMPLETED
+    assert not world.jobs[huge].ended
+    assert len(world.jobs[huge].output) < 1000
     world.settle()
     world.check_outputs()
+
+
+def test_a_context_that_turns_out_larger_than_declared_takes_turns_too() -> None:
+    world = World()
+    world.memory_bytes["v"] = 14
+    world.declared_bytes = 5
+    world.add_worker()
+    huge = world.submit(600, "v")
+    run_quietly(world, lambda: len(world.jobs[huge].output) > 50)
+    world.submit(10, "w")
+    world.settle()
+    world.check_outputs()
+
+
+def test_suspects_do_not_wait_for_another_job() -> None:
+    world = World()
+    world.add_worker()
+    huge = world.submit(3000)
+    run_quietly(world, lambda: len(world.jobs[huge].output) > 50)
+    small = world.submit(20, poison=frozenset({11}))
+    run_quietly(world, lambda: world.jobs[small].ended)
+    assert not world.jobs[huge].ended
+    assert len(world.jobs[huge].output) < 1500
+    world.settle()
+    world.check_outputs()
+
+
+def test_a_reconnect_keeps_idle_contexts_live() -> None:
+    world = World()
+    name = world.add_worker()
+    world.submit(5)
+    world.settle()
+    (replica_id,) = world.workers[name].replicas
+    world.cut(name)
+    for _ in range(20):
+        run_quietly(world, lambda: not world.workers[name].up and not world.workers[name].down)
+        world.tick()
+    assert list(world.workers[name].replicas) == [replica_id]
 
 
 def test_silent_rows_are_run_again_by_an_idle_worker() -> None:

@@ -64,6 +64,10 @@ class World:
         self.jobs: dict[str, Input] = {}
         self.variants: dict[str, Variant] = {}
         self.bad_devices: set[tuple[str, str]] = set()
+        self.declared_bytes = 10
+        """What jobs say that a variant needs; devices have 15."""
+        self.memory_bytes: dict[str, int] = {}
+        """What variants really need, where that is another number."""
         self.unloadable: set[tuple[str, str]] = set()
         self.devices = devices
         self.notes: list[str] = []
@@ -76,7 +80,7 @@ class World:
     def submit(self, rows: int, variant: str = "v", poison: frozenset[int] = frozenset(), **more: object) -> str:
         job_id = f"job-{len(self.jobs) + 1}"
         self.jobs[job_id] = Input(rows, poison)
-        self.variants[variant] = Variant(variant, variant, 10)
+        self.variants[variant] = Variant(variant, variant, self.declared_bytes)
         self.manager(ev.JobSubmitted(job_id, job_id, self.variants[variant], **more))  # type: ignore[arg-type]
         return job_id
 
@@ -92,7 +96,7 @@ class World:
     def _join(self, name: str) -> ev.WorkerJoined:
         worker = self.workers[name]
         facts = tuple(
-            ev.ReplicaFact(r.device_id, r.variant_id, replica_id, r.live, WANTED, 10, 0.1)
+            ev.ReplicaFact(r.device_id, r.variant_id, replica_id, r.live, WANTED, self._really(r.variant_id), 0.1)
             for replica_id, r in worker.replicas.items()
             if replica_id in worker.agent.replicas and worker.agent.replicas[replica_id].kill_at_s is None
         )
@@ -152,7 +156,7 @@ class World:
                 self.to_agent(name, ev.ReplicaExited(replica_id, "it can't load"))
                 return
             replica.live = True
-            self.to_agent(name, ev.ReplicaLive(replica_id, WANTED, 10))
+            self.to_agent(name, ev.ReplicaLive(replica_id, WANTED, self._really(replica.variant_id)))
             return
         if not replica.rows:
             return
@@ -184,6 +188,9 @@ class World:
         unfinished = [job_id for job_id, job in self.jobs.items() if not job.ended]
         raise AssertionError(f"{unfinished} did not end: {self.notes[-20:]}")
 
+    def _really(self, variant_id: str) -> int:
+        return self.memory_bytes.get(variant_id, self.declared_bytes)
+
     # --- carrying out
 
     def manager(self, event: ev.ManagerEvent) -> None:
@@ -207,8 +214,8 @@ class World:
             assert index not in job.output, f"{event.job_id}: row {index} is in the output twice"
             job.output[index] = "result"
         spans = tuple((index, index + 1) for index in fresh)
-        repeated = event.spans if len(fresh) != 1 else ()
-        self.manager(ev.RowsWritten(event.job_id, spans, 0, event.lease_id, event.worker_id, event.device_id, repeated))
+        if spans:
+            self.manager(ev.RowsWritten(event.job_id, spans, 0, event.lease_id, event.worker_id, event.device_id))
 
     def _manager_does(self, decision: do.ManagerDecision) -> None:
         match decision:
@@ -271,15 +278,18 @@ class World:
                 worker.up.append(ev.RowsReturned(name, lease_id, spans))
             case do.SendResident(replica_id):
                 held = agent.replicas[replica_id]
-                live = held.wanted > 0
-                fact = ev.ReplicaFact(held.device_id, held.variant.variant_id, replica_id, live, held.wanted, 10, 0.1)
+                live, need = held.wanted > 0, held.memory_bytes
+                variant_id = held.variant.variant_id
+                fact = ev.ReplicaFact(held.device_id, variant_id, replica_id, live, held.wanted, need, 0.1)
                 worker.up.append(ev.ReplicaReported(name, fact))
             case do.SendStopped(device_id, variant_id, _):
                 worker.up.append(ev.ReplicaStopped(name, device_id, variant_id))
             case do.SendDied(device_id, variant_id, _, rows, started, reason):
                 worker.up.append(ev.ReplicaDied(name, device_id, variant_id, rows, started, reason))
             case do.SendLoadFailed(device_id, variant_id, _, kind, reason):
-                worker.up.append(ev.LoadFailed(name, device_id, variant_id, kind == "no_room", reason))
+                worker.up.append(
+                    ev.LoadFailed(name, device_id, variant_id, kind == "no_room", reason, kind == "no_room_now")
+                )
             case do.SendLeaving(_, reason):
                 worker.up.append(ev.WorkerLeaving(name, reason))
             case do.Exit():

@@ -12,11 +12,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from pilotlight.connection import FRAME_BYTES_MAX
+from pilotlight.connection import FRAME_BYTES_MAX, frame
 from pilotlight.engines.direct import DirectManagerLink, DirectWorkerLink
+from pilotlight.messages import Grant, Join
 from pilotlight.testing import links
+from pilotlight.wire import Chunk
 
 
 @pytest.fixture
@@ -47,6 +50,24 @@ def test_the_socket_is_the_users_own(sockets: Path) -> None:
         return mode
 
     assert stat.S_IMODE(asyncio.run(look())) == 0o600
+
+
+def test_a_worker_that_does_not_read_holds_nobody_up(sockets: Path) -> None:
+    async def stop() -> None:
+        end = links.ManagerEnd(DirectManagerLink(str(sockets / "s")))
+        await end.start()
+        with socket.socket(socket.AF_UNIX) as deaf:
+            deaf.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(deaf, str(sockets / "s"))
+            join = msgspec.msgpack.encode(Join(worker="deaf", pid=1, host="here", devices=[]))
+            await loop.sock_sendall(deaf, frame(join))
+            await links.until(end, lambda: bool(end.heard))
+            chunk = Chunk(0, 1, 1, "f", bytes(4 << 20))
+            end.link.send("deaf", Grant(epoch=1, lease="l", job="j", chunks=[chunk]))
+            await asyncio.wait_for(end.link.stop(), 20)
+
+    asyncio.run(stop())
 
 
 @pytest.mark.parametrize(

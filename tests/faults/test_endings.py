@@ -156,6 +156,17 @@ def test_a_frozen_worker_holds_nobody_up_for_long(ground: Playground) -> None:
     ground.assert_clean()
 
 
+def test_a_frozen_worker_that_was_the_only_one_is_replaced(ground: Playground) -> None:
+    source, out = ground.rows(1500, sleep_s=0.002), ground.folder / "out.jsonl"
+    running = ground.start("run", source, "-o", out, "--runtime", "echo", "--workers", "1")
+    wait_for(writing(out), "the first results")
+    assert ground.kill("worker", random.Random(1), signal.SIGSTOP) is not None
+    said, _ = running.communicate(timeout=90)
+    assert running.returncode == 0, said
+    assert len(out.read_text().splitlines()) == 1500
+    ground.assert_clean()
+
+
 def test_a_frozen_manager_is_replaced_and_does_no_harm_when_it_wakes(ground: Playground) -> None:
     out, command = echo(ground, ground.rows(3000, sleep_s=0.002))
     first = ground.start(*command)

@@ -7,6 +7,7 @@ has not started when asked. It knows rows by index; the loop around it keeps the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from pilotlight.core import events as ev
@@ -30,6 +31,8 @@ from pilotlight.core.transitions import REPLICA, ReplicaState, step
 
 STOP_GRACE_S = 3.0
 RESTART_S_MAX = 5.0
+LOAD_S_MAX = 1800.0
+"""A load that takes longer hangs."""
 
 
 @dataclass(slots=True)
@@ -47,6 +50,7 @@ class Held:
     """How many of its rows it had begun by its own last word; None: it has not said yet."""
     alone: bool = False
     """What it holds must have nothing beside it."""
+    load_until_s: float = math.inf
     kill_at_s: float | None = None
     refusal: tuple[str, str] | None = None
 
@@ -169,6 +173,8 @@ class Agent:
             slot.wants = tuple(variant for device_id, variant in event.wants if device_id == slot.device.device_id)
             slot.refused.clear()
         self._settle()
+        for variant in {variant.variant_id: variant for slot in self.slots.values() for variant in slot.wants}:
+            self._feed_all(variant)
 
     def _granted(self, event: ev.LeaseGranted) -> None:
         lease = Granted(event.lease_id, event.job_id, event.isolated, IndexSet(event.spans))
@@ -291,8 +297,6 @@ class Agent:
         wanted = {wish.variant_id for wish in slot.wants}
         if any(r.state is ReplicaState.STOPPING or r.variant.variant_id not in wanted for r in here.values()):
             return False  # room comes when these have ended; `_exited` settles again
-        if not here and variant.memory_bytes <= slot.device.memory_bytes:
-            return True
         slot.refused.add(variant.variant_id)
         kind = "no_room" if not here else "no_room_now"
         reason = (
@@ -305,6 +309,7 @@ class Agent:
     def _start(self, slot: Slot, variant: Variant) -> Held:
         self._made += 1
         replica = Held(f"{self.worker_id}.{self._made}", slot.device.device_id, variant)
+        replica.load_until_s = self._now + LOAD_S_MAX
         self.replicas[replica.replica_id] = replica
         self._out.append(StartReplica(replica.replica_id, slot.device.device_id, variant.variant_id))
         self._out.append(SendResident(replica.replica_id))
@@ -329,6 +334,8 @@ class Agent:
             replica.alone = False
         if self.drain_until_s is not None or replica.wanted <= 0 or replica.alone:
             return
+        if replica.variant.variant_id not in {variant.variant_id for variant in self.slots[replica.device_id].wants}:
+            return  # its room is wanted; the manager asks for its rows back
         count = replica.count
         room = replica.wanted - count
         if count and room < max(1, replica.wanted // 8):
@@ -383,6 +390,10 @@ class Agent:
             self._exit(f"no manager for {self.orphan_timeout_s:.0f} s")
             return
         for replica in self.replicas.values():
+            if replica.state is ReplicaState.STARTING and self._now >= replica.load_until_s:
+                replica.load_until_s = math.inf
+                replica.refusal = ("load_timed_out", f"it was not loaded after {LOAD_S_MAX:.0f} s")
+                self._out.append(StopReplica(replica.replica_id, kill=True))
             if replica.kill_at_s is not None and self._now >= replica.kill_at_s:
                 replica.kill_at_s = self._now + STOP_GRACE_S
                 self._out.append(StopReplica(replica.replica_id, kill=True))

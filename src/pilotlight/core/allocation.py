@@ -62,6 +62,15 @@ class Allocation:
                 worker.wants_version += 1
                 pairs = tuple((d, v) for d, belief in worker.devices.items() for v in belief.wants)
                 self._out.append(SendWants(worker.worker_id, worker.wants_version, pairs))
+                self.take_back(worker)
+
+    def take_back(self, worker: Worker) -> None:
+        """Ask for all unstarted rows that this worker is not to serve any more."""
+        kept = {variant_id for belief in worker.devices.values() for variant_id in belief.wants}
+        for lease_id in worker.leases:
+            lease = self._state.leases[lease_id]
+            if self._state.jobs[lease.job_id].variant_id not in kept:
+                self.revoke(lease, None)
 
     def top_up_all(self, last: str = "") -> None:
         """Give work to all that have room, the emptiest first; `last`: this one after all others."""
@@ -85,13 +94,14 @@ class Allocation:
         if not sizing.wants_more(outstanding, target, capacity):
             return
         jobs = state.jobs_of(variant_id)
+        self._isolate(worker, jobs)
         hungry = [job for job in jobs if job.pending]
         if hungry:
             for job, rows in sharing.divide(hungry, target - outstanding):
                 self._grant(worker, state.open_lease(job, worker, job.pending.take(rows), self._now))
                 self.read(job, weigh=False)
             return
-        if outstanding or self._isolate(worker, jobs):
+        if worker.outstanding.get(variant_id, 0):
             return
         found = tail.steal_from(state, worker, variant_id)
         if found is not None:
@@ -104,9 +114,15 @@ class Allocation:
             job.hedged.update(spans)
             self._grant(worker, state.open_lease(job, worker, spans, self._now, hedge=True))
 
-    def _isolate(self, worker: Worker, jobs: list[Job]) -> bool:
-        """Give an idle worker a group of suspects to run with nothing beside them."""
-        for job in jobs:
+    def _isolate(self, worker: Worker, jobs: list[Job]) -> None:
+        """Lease a group of suspects, of a job that has nothing else to hand out, to run with nothing beside them.
+
+        One at a time; the worker runs it when its replica has finished what it was leased before.
+        """
+        suspicious = [job for job in jobs if job.suspects and not job.pending]
+        if not suspicious or any(self._state.leases[lease_id].isolated for lease_id in worker.leases):
+            return
+        for job in suspicious:
             for at in range(len(job.suspects) - 1, -1, -1):
                 rows = job.suspects[at]
                 died_on = job.died_on.get(rows.spans()[0][0])
@@ -114,8 +130,7 @@ class Allocation:
                     continue
                 del job.suspects[at]
                 self._grant(worker, self._state.open_lease(job, worker, rows.spans(), self._now, isolated=True))
-                return True
-        return False
+                return
 
     def _other_can(self, worker: Worker, job: Job) -> bool:
         others = (w for w in self._state.live_workers() if w is not worker)

@@ -93,13 +93,15 @@ class ReplicaDied:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """A replica could not load. `permanent`: the same device would fail again."""
+    """A replica could not load. `permanent`: the same device would fail again. `crowded`: there is no room beside what
+    the device holds; nobody is to blame."""
 
     worker_id: WorkerId
     device_id: DeviceId
     variant_id: VariantId
     permanent: bool
     reason: str
+    crowded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,6 @@ class RowsWritten:
     lease_id: LeaseId = ""
     worker_id: WorkerId = ""
     device_id: DeviceId = ""
-    repeated: tuple[Span, ...] = ()
-    """Rows that came with them and were in the output before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,11 +97,11 @@ class Worker:
     rows_done: int = 0
 
     def capacity(self, variant_id: VariantId, now: float) -> int:
-        """Requests that its live replicas of the variant want in flight."""
+        """Requests that its live replicas of the variant want in flight, where the variant is still wanted."""
         wanted = 0
         for belief in self.devices.values():
             replica = belief.replicas.get(variant_id)
-            if replica is None or replica.state is not ReplicaState.LIVE:
+            if replica is None or replica.state is not ReplicaState.LIVE or variant_id not in belief.wants:
                 continue
             if belief.quarantined_until_s is None or belief.quarantined_until_s <= now:
                 wanted += replica.wanted

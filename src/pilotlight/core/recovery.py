@@ -30,7 +30,7 @@ def job_from(event: JobSubmitted) -> Job:
 
 
 def worker_from(event: WorkerJoined, now: float, silence_s: float) -> Worker:
-    """A worker as its inventory says; it holds no lease, whatever it held before."""
+    """A worker as its inventory says: no lease, whatever it held before; what is live there counts as wanted."""
     devices = {device.device_id: DeviceBelief(device) for device in event.devices}
     for fact in event.inventory:
         if fact.device_id in devices:
@@ -43,4 +43,7 @@ def worker_from(event: WorkerJoined, now: float, silence_s: float) -> Worker:
                 load_s=fact.load_s,
                 pid=fact.pid,
             )
+            if fact.live:
+                devices[fact.device_id].wants += (fact.variant_id,)
+                devices[fact.device_id].was_live.add(fact.variant_id)
     return Worker(event.worker_id, event.pid, event.host, devices, now, now + silence_s)

@@ -96,9 +96,6 @@ class Scheduler:
         lease = state.leases.get(event.lease_id)
         if lease is not None:
             lease.last_result_at_s = self._now
-        if event.repeated and lease is not None:
-            state.shrink(lease, event.repeated)
-            lease = state.leases.get(event.lease_id)  # closed, if that was all of it
         job.errors += event.errors
         state.finish_rows(job, event.spans, lease)
         self._end_if_over(job)
@@ -139,6 +136,8 @@ class Scheduler:
             self._suspect_again(lease)
         else:
             self.state.give_back(job, lease, event.spans)
+        if job.state is JobState.DRAINING and event.spans and lease.lease_id in self.state.leases:
+            self._allocation.revoke(lease, None)  # only part of it was asked for before
         self._end_if_over(job)
         self._allocation.top_up_all(last=event.worker_id)
 
@@ -239,6 +238,8 @@ class Scheduler:
             text = f"{worker.worker_id} holds {name} live on {fact.device_id} after {fact.load_s:.2f} s"
             self._note("info", text, worker.worker_id)
         known.load_s = fact.load_s or known.load_s
+        measured = self.state.measured_bytes
+        measured[fact.variant_id] = max(measured.get(fact.variant_id, 0), fact.memory_bytes)
         belief.load_failures.pop(fact.variant_id, None)
         belief.retry_at_s.pop(fact.variant_id, None)
         if fact.variant_id in belief.wants:
@@ -294,7 +295,6 @@ class Scheduler:
             rest_s = retry.quarantine(belief, self.state.jobs, self._now)
             text = f"{worker.worker_id}/{event.device_id} rests for {rest_s:.0f} s: its replicas die whatever they run"
             self._note("warning", text, worker.worker_id)
-            self._take_back(worker)
         for job in list(self.state.jobs.values()):
             self._end_if_over(job)
         self._allocation.place()
@@ -324,7 +324,9 @@ class Scheduler:
             return
         belief = worker.devices[event.device_id]
         belief.replicas.pop(event.variant_id, None)
-        if event.permanent:
+        if event.crowded:
+            belief.retry_at_s[event.variant_id] = self._now + retry.CROWDED_S
+        elif event.permanent:
             self._refuse(worker, event.device_id, event.variant_id, event.reason)
         else:
             self._load_failure(worker, event.device_id, event.variant_id, event.reason)
@@ -346,15 +348,6 @@ class Scheduler:
         if placement.failed_everywhere(self.state, variant_id):
             for job in [job for job in self.state.jobs.values() if job.variant_id == variant_id]:
                 self._end(job, JobState.FAILED, "load_failed", f"{name} can't be held by any worker: {reason}")
-        elif worker.capacity(variant_id, self._now) == 0:
-            self._take_back(worker)
-
-    def _take_back(self, worker: Worker) -> None:
-        """Ask for all unstarted rows of leases that this worker can't serve soon."""
-        for lease_id in worker.leases:
-            lease = self.state.leases[lease_id]
-            if worker.capacity(self.state.jobs[lease.job_id].variant_id, self._now) == 0:
-                self._allocation.revoke(lease, None)
 
     # --- jobs
 
@@ -373,6 +366,7 @@ class Scheduler:
             for belief in worker.devices.values():
                 belief.load_failures.pop(job.variant_id, None)
                 belief.retry_at_s.pop(job.variant_id, None)
+                belief.vain_deaths.pop(job.variant_id, None)
         self._allocation.place()
         self._allocation.read(job)
 

@@ -22,6 +22,8 @@ class State:
     jobs: dict[JobId, Job] = field(default_factory=dict[JobId, Job])
     leases: dict[LeaseId, Lease] = field(default_factory=dict[LeaseId, Lease])
     variants: dict[VariantId, Variant] = field(default_factory=dict[VariantId, Variant])
+    measured_bytes: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
+    """The most that a live replica of a variant said it holds."""
     proved: set[VariantId] = field(default_factory=set[VariantId])
     """Variants that have had results."""
     used_at_s: dict[VariantId, float] = field(default_factory=dict[VariantId, float])

@@ -62,7 +62,7 @@ class DirectManagerLink:
         """See `ports.ManagerLink`."""
         connection = self._workers.pop(worker_id, None)
         if connection is not None:
-            connection.close(reason)
+            connection.abort(reason)
 
     async def stop(self) -> None:
         """See `ports.ManagerLink`."""
@@ -70,10 +70,7 @@ class DirectManagerLink:
             self._server.close()
         connections = [*self._workers.values(), *self._strangers]
         self._workers.clear()
-        for connection in connections:
-            connection.close()
-        for connection in connections:
-            await connection.gone.wait()
+        await asyncio.gather(*(connection.end() for connection in connections))
 
 
 class DirectWorkerLink:

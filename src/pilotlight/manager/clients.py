@@ -7,9 +7,11 @@ written stays for the next time. The connection that said it owns the pool ends 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import platform
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ import msgspec
 from pilotlight import __version__
 from pilotlight.connection import Connection, listen
 from pilotlight.core import events as ev
-from pilotlight.core.errors import InputError, OutputError, PilotlightError, Superseded
+from pilotlight.core.errors import InputError, LinkClosed, OutputError, PilotlightError, Superseded
 from pilotlight.core.transitions import JobState
 from pilotlight.manager import build, models, views
 from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob
@@ -128,6 +130,9 @@ class Clients:
         if hello.version != VERSION:
             client.connection.close(f"the manager speaks version {VERSION}, the client {hello.version}")
             return
+        if client.greeted:
+            client.connection.close("a client says hello once")
+            return
         client.greeted, client.owner = True, hello.owner
         greeting = Greeting(version=VERSION, epoch=self._manager.epoch, pid=os.getpid(), log_dir=self._spec.log_dir)
         client.connection.send(greeting)
@@ -137,6 +142,8 @@ class Clients:
     async def _watch(self, client: _Client, every_s: float) -> None:
         while not client.connection.closed:
             client.connection.send(views.snapshot(self._manager))
+            with contextlib.suppress(LinkClosed):
+                await client.connection.drained()  # one that does not read gets no more
             await asyncio.sleep(every_s)
 
     def _input(self, message: RowsIn | InputEnd) -> None:
@@ -165,6 +172,11 @@ class Clients:
         except PilotlightError as error:
             refused = Refused(ticket=ticket, kind=error.kind, message=str(error), exit_code=error.exit_code)
             client.connection.send(refused)
+            return
+        except Exception as error:  # one client's odd request must not end the others' jobs
+            traceback.print_exc()
+            message = f"the request can't be taken: {type(error).__name__}: {error}"
+            client.connection.send(Refused(ticket=ticket, kind="error", message=message, exit_code=1))
             return
         if client.connection.closed or self.over.is_set():
             job.close()

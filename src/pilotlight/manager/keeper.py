@@ -10,12 +10,16 @@ from pilotlight.core.errors import PilotlightError
 from pilotlight.core.policy import scale
 from pilotlight.ports import PilotProvider
 
+JOIN_S_MAX = 120.0
+"""A worker that has not joined by then hangs."""
+
 
 @dataclass(slots=True)
 class _Life:
     name: str
     began_s: float
     joined: bool = False
+    given_up: bool = False
 
 
 class Keeper:
@@ -35,7 +39,13 @@ class Keeper:
         for life in self._lives.values():
             if life.name == name:
                 life.joined = True
-                self._stillborn = 0
+
+    def give_up(self, name: str) -> None:
+        """A worker of this name is silent: end its pilot, so that another can take its place."""
+        for pilot_id, life in self._lives.items():
+            if life.name == name and not life.given_up:
+                life.given_up = True
+                self._provider.cancel(pilot_id)
 
     def look(self) -> dict[str, str]:
         """Replace what ended. Returns the names of workers that ended, and how."""
@@ -44,10 +54,14 @@ class Keeper:
         for pilot_id, how in self._provider.poll().items():
             life = self._lives.pop(pilot_id)
             ended[life.name] = how
+            young = now - life.began_s < scale.HEALTHY_S
+            self._stillborn = self._stillborn + 1 if young or not life.joined else 0
             if not life.joined:
-                self._stillborn += 1
                 self._note("warning", f"{life.name} ended before it could join ({how}); its log may say why", life.name)
             self._not_before_s = now + scale.backoff_s(self._stillborn)
+        for life in list(self._lives.values()):
+            if not life.joined and now - life.began_s > JOIN_S_MAX:
+                self.give_up(life.name)
         while len(self._lives) < self._target and now >= self._not_before_s:
             name = f"worker-{self._made + 1}"
             try:

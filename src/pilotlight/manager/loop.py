@@ -7,6 +7,7 @@ Bytes pass through here unread: from `JobFiles.read` to a worker's `Grant`, from
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections import deque
@@ -102,8 +103,10 @@ class Manager:
             await asyncio.gather(self._ticker, return_exceptions=True)
         for worker_id in self.scheduler.state.workers:
             self._link.send(worker_id, Drain(grace_s=0.0))
-        await self._link.stop()
-        await asyncio.to_thread(self._keeper.close)
+        try:
+            await self._link.stop()
+        finally:
+            await asyncio.to_thread(self._keeper.close)
 
     # --- jobs
 
@@ -133,7 +136,7 @@ class Manager:
 
     def rows_arrived(self, job: StreamJob) -> None:
         """A client sent rows, or said that there are no more."""
-        if job.waiting:
+        if job.waiting and job.job_id in self.scheduler.state.jobs:
             self._read(job, job.waiting)
 
     # --- the machine
@@ -173,14 +176,16 @@ class Manager:
                 self._end(self.jobs[job_id], state, kind, message)
             case do.DropWorker(worker_id, reason):
                 self._link.drop(worker_id, reason)
+                self._keeper.give_up(worker_id)
                 self._acks.pop(worker_id, None)
             case do.Note():
                 self.note(decision.level, decision.text, decision.subject)
 
     def note(self, level: str, text: str, subject: str = "") -> None:
         """Tell whoever watches."""
-        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {level}: {text}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a full disk under the log must not stop the work
+            sys.stderr.write(f"{time.strftime('%H:%M:%S')} {level}: {text}\n")
+            sys.stderr.flush()
         if self.watcher is not None:
             self.watcher.notice(Notice(level=level, text=text, worker=subject))  # type: ignore[arg-type]
 
@@ -240,12 +245,9 @@ class Manager:
         chunk = rows.chunk
         if span_count(fresh) != chunk.count:
             if not fresh:
-                repeated = tuple(chunk.spans)
-                self.put(ev.RowsWritten(job.job_id, (), 0, rows.lease, worker_id, rows.device, repeated))
                 return
             chunk = only(chunk, fresh)
-        repeated = tuple(rows.chunk.spans) if chunk is not rows.chunk else ()
-        self._write(job, chunk, rows.lease, worker_id, rows.device, repeated)
+        self._write(job, chunk, rows.lease, worker_id, rows.device)
 
     def _write(
         self,
@@ -254,7 +256,6 @@ class Manager:
         lease_id: str = "",
         worker_id: str = "",
         device_id: str = "",
-        repeated: tuple[Span, ...] = (),
     ) -> None:
         try:
             job.write(chunk)
@@ -265,7 +266,7 @@ class Manager:
         job.store.drop(chunk.spans)
         errors = sum(len(indices) for indices in chunk.errors.values())
         spans = tuple(chunk.spans)
-        self.put(ev.RowsWritten(job.job_id, spans, errors, lease_id, worker_id, device_id, repeated))
+        self.put(ev.RowsWritten(job.job_id, spans, errors, lease_id, worker_id, device_id))
 
     def _write_failure(self, failure: do.WriteFailure) -> None:
         job = self.jobs[failure.job_id]
@@ -298,6 +299,7 @@ class Manager:
         self._acks.clear()
 
     def _end(self, job: JobFiles, state: JobState, kind: str, message: str) -> None:
+        job.waiting = 0
         for worker_id in job.sent_to:
             self._link.send(worker_id, ForgetJob(job=job.job_id))
         if self.watcher is not None:
@@ -323,8 +325,9 @@ class Manager:
                     )
                 )
             case LoadFailed():
-                permanent = message.kind in PERMANENT
-                self.put(ev.LoadFailed(worker_id, message.device, message.variant, permanent, message.reason))
+                permanent, crowded = message.kind in PERMANENT, message.kind == "no_room_now"
+                failed = ev.LoadFailed(worker_id, message.device, message.variant, permanent, message.reason, crowded)
+                self.put(failed)
             case Stopped():
                 self.put(ev.ReplicaStopped(worker_id, message.device, message.variant))
             case Leaving():

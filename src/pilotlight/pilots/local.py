@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -13,12 +14,15 @@ from pathlib import Path
 from pilotlight.core.errors import PilotlightError
 
 END_S_MAX = 5.0
+CANCEL_S_MAX = 2.0
+"""How long a cancelled worker may take before it is killed."""
 
 
 @dataclass(slots=True)
 class _Pilot:
     process: subprocess.Popen[bytes]
     slot: int
+    kill_at_s: float = math.inf
 
 
 class LocalProvider:
@@ -38,14 +42,17 @@ class LocalProvider:
         if not free:
             raise PilotlightError(f"all {self._slots} shares of this machine are taken")
         command = [self._python, "-P", "-m", "pilotlight.worker", "--pool", self._pool_dir, "--name", name]
-        with (self._log_dir / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [*command, "--slot", f"{free[0]}/{self._slots}"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        try:
+            with (self._log_dir / f"{name}.log").open("ab") as log:
+                process = subprocess.Popen(
+                    [*command, "--slot", f"{free[0]}/{self._slots}"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise PilotlightError(f"a worker can't be started: {error}") from error
         self._pilots[str(process.pid)] = _Pilot(process, free[0])
         return str(process.pid)
 
@@ -53,6 +60,8 @@ class LocalProvider:
         """See `ports.PilotProvider`."""
         ended: dict[str, str] = {}
         for pilot_id, pilot in list(self._pilots.items()):
+            if time.monotonic() >= pilot.kill_at_s:
+                _kill(pilot.process.pid)
             status = pilot.process.poll()
             if status is not None:
                 del self._pilots[pilot_id]
@@ -64,6 +73,7 @@ class LocalProvider:
         pilot = self._pilots.get(pilot_id)
         if pilot is not None:
             pilot.process.terminate()
+            pilot.kill_at_s = min(pilot.kill_at_s, time.monotonic() + CANCEL_S_MAX)  # `poll` sees to it
 
     def close(self) -> None:
         """See `ports.PilotProvider`."""
@@ -74,10 +84,14 @@ class LocalProvider:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 pilot.process.wait(max(0.0, deadline - time.monotonic()))
             if pilot.process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pilot.process.pid, signal.SIGKILL)
+                _kill(pilot.process.pid)
                 pilot.process.wait()
         self._pilots.clear()
+
+
+def _kill(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _how(status: int) -> str:

@@ -170,6 +170,7 @@ async def check_strangers(pair: Pair) -> None:
     stranger = WorkerEnd(worker_link())
     await stranger.dial()
     stranger.link.send(Beat(started=1))
+    stranger.link.send(Join(worker="a", pid=1, host="here", devices=[]))
     await until(stranger, lambda: bool(stranger.lost))
     assert manager.heard == []
     assert manager.lost == []

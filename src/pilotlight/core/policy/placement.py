@@ -39,7 +39,7 @@ def place(state: State, belief: DeviceBelief, now: float, keep_alive_s: float) -
     idle = retained(known, state.used_at_s, now, keep_alive_s)
 
     def need(variant_id: VariantId) -> int:
-        return state.variants[variant_id].memory_bytes
+        return max(state.variants[variant_id].memory_bytes, state.measured_bytes.get(variant_id, 0))
 
     inside, outside = fill([*present, *fresh, *idle], belief.device.memory_bytes, need)
     waiting = [v for v in outside if v in fresh]

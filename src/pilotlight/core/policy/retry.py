@@ -15,6 +15,7 @@ from pilotlight.core.ranges import IndexSet
 QUARANTINE_S_MIN = 1.0
 QUARANTINE_S_MAX = 60.0
 LOAD_RETRY_S = 1.0
+CROWDED_S = 5.0
 VAIN_DEATHS_MAX = 6
 
 Place = tuple[WorkerId, DeviceId]
