@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import msgspec
-
 from pilotlight.wire import VERSION, Chunk, Context, DeviceSpec, JobRequest, Operation, ResultChunk, Span, Struct
 
 
@@ -438,8 +436,3 @@ class Finished(_Message, frozen=True, kw_only=True):
 
 ServerReply = Forked | Exited
 ReplicaReply = Live | Failed | Finished
-
-
-def codec(union: Any) -> tuple[msgspec.msgpack.Encoder, msgspec.msgpack.Decoder[Any]]:
-    """Encoder and decoder for one of the unions above."""
-    return msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(union)

@@ -178,13 +178,6 @@ class Chunk(Struct, frozen=True, array_like=True):
         """Index after the last row."""
         return self.start + self.count
 
-    def slice(self, start: int, stop: int) -> Chunk:
-        """The rows start <= index < stop, which must lie inside this chunk."""
-        if (start, stop) == (self.start, self.stop):
-            return self
-        lines = self.blob.split(b"\n")[start - self.start : stop - self.start]
-        return Chunk(start, stop - start, self.line + start - self.start, self.origin, b"\n".join(lines))
-
 
 class ResultChunk(Struct, frozen=True, array_like=True):
     """Finished rows as bytes: one output line per row, in the order of `spans`, joined by one newline, no last one.

@@ -167,7 +167,7 @@ class World:
         replica.rows.pop(0)
         spans = ((index, index + 1),)
         self.to_agent(name, ev.RowsFinished(replica_id, lease_id, spans, WANTED, 1))
-        worker.up.append(ev.RowsWritten(job_id, spans, 0, lease_id, name, replica.device_id))
+        worker.up.append(ev.RowsWritten(job_id, spans, lease_id, name, replica.device_id))
 
     def settle(self, rounds: int = 4000) -> None:
         """No more faults: let everything happen until every job has ended."""
@@ -215,7 +215,7 @@ class World:
             job.output[index] = "result"
         spans = tuple((index, index + 1) for index in fresh)
         if spans:
-            self.manager(ev.RowsWritten(event.job_id, spans, 0, event.lease_id, event.worker_id, event.device_id))
+            self.manager(ev.RowsWritten(event.job_id, spans, event.lease_id, event.worker_id, event.device_id))
 
     def _manager_does(self, decision: do.ManagerDecision) -> None:
         match decision:
@@ -234,7 +234,7 @@ class World:
             case do.WriteFailure(job_id, index, kind, _):
                 assert index not in self.jobs[job_id].output
                 self.jobs[job_id].output[index] = kind
-                self._todo.append(ev.RowsWritten(job_id, ((index, index + 1),), 1))
+                self._todo.append(ev.RowsWritten(job_id, ((index, index + 1),)))
             case do.RecordAttempts(job_id, attempts):
                 self.jobs[job_id].attempts.update(attempts)
             case do.EndJob(job_id, state, _, message):

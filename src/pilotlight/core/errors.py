@@ -97,13 +97,6 @@ class RequestError(PilotlightError):
     exit_code = 3
 
 
-class WorkerError(PilotlightError):
-    """A worker or a device misbehaved; the rows are not to blame."""
-
-    kind = "worker"
-    retry = Retry.ELSEWHERE
-
-
 class LinkClosed(PilotlightError):
     """The other end of a connection is gone."""
 

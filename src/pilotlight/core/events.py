@@ -106,7 +106,7 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class JobSubmitted:
-    """A job begins, or goes on: `done`, `errors` and `attempts` are what its output and journal hold already."""
+    """A job begins, or goes on: `done` and `attempts` are what its output and journal hold already."""
 
     job_id: JobId
     name: str
@@ -115,7 +115,6 @@ class JobSubmitted:
     attempts_max: int = 3
     may_hedge: bool = True
     done: tuple[Span, ...] = ()
-    errors: int = 0
     attempts: dict[int, int] = field(default_factory=dict[int, int])
 
 
@@ -131,14 +130,13 @@ class RowsRead:
 
 @dataclass(frozen=True, slots=True)
 class RowsWritten:
-    """These rows, which were not in the output, now are; `errors` of them are error rows.
+    """These rows, which were not in the output, now are.
 
     worker_id and device_id say who did them; "" where nobody is to be credited.
     """
 
     job_id: JobId
     spans: tuple[Span, ...]
-    errors: int
     lease_id: LeaseId = ""
     worker_id: WorkerId = ""
     device_id: DeviceId = ""

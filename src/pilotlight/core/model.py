@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pilotlight.core.ranges import IndexSet, Span
+from pilotlight.core.ranges import IndexSet
 from pilotlight.core.transitions import JobState, LeaseState, ReplicaState, WorkerState
 
 JobId = str
@@ -84,7 +84,6 @@ class Worker:
     pid: int
     host: str
     devices: dict[DeviceId, DeviceBelief]
-    joined_at_s: float
     deadline_s: float
     state: WorkerState = WorkerState.LIVE
     wants_version: int = 0
@@ -156,7 +155,6 @@ class Job:
     )
     """Where suspect rows were when replicas died, the last place last."""
     leases: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
-    errors: int = 0
     virtual_time: float = 0.0
     """Rows granted per unit of weight: the fair share's clock."""
     end_message: str = ""
@@ -165,7 +163,3 @@ class Job:
     def open_rows(self) -> bool:
         """Whether anything is left to hand out or to read."""
         return bool(self.pending or self.suspects or not self.exhausted)
-
-    def spans_open(self, start: int, stop: int) -> list[Span]:
-        """Rows of a span that are not in the output yet."""
-        return self.done.missing(start, stop)

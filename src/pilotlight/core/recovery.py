@@ -24,7 +24,6 @@ def job_from(event: JobSubmitted) -> Job:
         attempts_max=event.attempts_max,
         may_hedge=event.may_hedge,
         done=done,
-        errors=event.errors,
         attempts={index: min(n, event.attempts_max - 1) for index, n in event.attempts.items() if index not in done},
     )
 
@@ -46,4 +45,4 @@ def worker_from(event: WorkerJoined, now: float, silence_s: float) -> Worker:
             if fact.live:
                 devices[fact.device_id].wants += (fact.variant_id,)
                 devices[fact.device_id].was_live.add(fact.variant_id)
-    return Worker(event.worker_id, event.pid, event.host, devices, now, now + silence_s)
+    return Worker(event.worker_id, event.pid, event.host, devices, now + silence_s)

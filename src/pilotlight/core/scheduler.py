@@ -96,7 +96,6 @@ class Scheduler:
         lease = state.leases.get(event.lease_id)
         if lease is not None:
             lease.last_result_at_s = self._now
-        job.errors += event.errors
         state.finish_rows(job, event.spans, lease)
         self._end_if_over(job)
         if worker is not None:

@@ -45,15 +45,6 @@ class WorkerState(Enum):
     LOST = "lost"
 
 
-class VariantState(Enum):
-    """The best residence of a variant on one device."""
-
-    ABSENT = "absent"
-    LOADING = "loading"
-    LIVE = "live"
-    REFUSED = "refused"
-
-
 S = TypeVar("S", bound=Enum)
 Table = dict[tuple[S, S], str]
 
@@ -89,16 +80,6 @@ WORKER: Table[WorkerState] = {
     (WorkerState.LIVE, WorkerState.DRAINING): "it was warned: a signal, a notice, its walltime's end",
     (WorkerState.LIVE, WorkerState.LOST): "its connection broke, or it was silent too long",
     (WorkerState.DRAINING, WorkerState.LOST): "it left, or was taken before it could",
-}
-
-VARIANT: Table[VariantState] = {
-    (VariantState.ABSENT, VariantState.LOADING): "the device was told to hold it and has room",
-    (VariantState.LOADING, VariantState.LIVE): "a replica holds it and is warm",
-    (VariantState.LOADING, VariantState.REFUSED): "it does not load here, or there is no room",
-    (VariantState.LOADING, VariantState.ABSENT): "it is no longer wanted",
-    (VariantState.LIVE, VariantState.ABSENT): "its replica died, or its room was wanted",
-    (VariantState.REFUSED, VariantState.LOADING): "the manager asks again after a wait",
-    (VariantState.REFUSED, VariantState.ABSENT): "it is no longer wanted",
 }
 
 

@@ -125,7 +125,6 @@ class Manager:
                 request.max_attempts,
                 may_hedge=request.operation.kind != "map",
                 done=tuple(done),
-                errors=sum(job.errors.values()),
                 attempts=attempts,
             )
         )
@@ -264,9 +263,7 @@ class Manager:
             return
         job.count(chunk)
         job.store.drop(chunk.spans)
-        errors = sum(len(indices) for indices in chunk.errors.values())
-        spans = tuple(chunk.spans)
-        self.put(ev.RowsWritten(job.job_id, spans, errors, lease_id, worker_id, device_id))
+        self.put(ev.RowsWritten(job.job_id, tuple(chunk.spans), lease_id, worker_id, device_id))
 
     def _write_failure(self, failure: do.WriteFailure) -> None:
         job = self.jobs[failure.job_id]
