@@ -14,7 +14,6 @@ from pilotlight.core.errors import RequestError
 from pilotlight.io.rows import (
     ResultFormat,
     custom_id_of,
-    decode_pickle,
     decode_row,
     encode_error,
     encode_pickle,
@@ -109,9 +108,6 @@ def test_other_lines_are_no_errors(line: bytes) -> None:
 def test_pickle_lines() -> None:
     line = encode_pickle(4, b"\x80\x04N.")
     assert line == b'{"pickle":"gAROLg==","index":4}'
-    assert decode_pickle(line) == b"\x80\x04N."
-    with pytest.raises(RequestError):
-        decode_pickle(b'{"pickle":"***"}')
 
 
 def test_custom_id() -> None:

@@ -20,7 +20,7 @@ from pilotlight.core.errors import ConfigError, InputChanged, OutputBusy, Output
 from pilotlight.core.ranges import IndexSet
 from pilotlight.io.files import Files
 from pilotlight.io.journal import InputEnd
-from pilotlight.io.report import add_to_report, read_report, report_path
+from pilotlight.io.report import read_report, report_path
 from pilotlight.io.rows import encode_error, encode_result
 from pilotlight.io.workfolder import JobFolder
 from pilotlight.testing import sinks
@@ -86,10 +86,9 @@ def test_a_finished_output_is_known_again(tmp_path: Path) -> None:
     job.finish(40)
     job.close()
     assert sorted(os.listdir(tmp_path)) == ["o.jsonl", "o.jsonl.report.json"]
-    add_to_report(str(out), {"note": "x", "identity": "no"})
     report = read_report(str(out))
     assert report
-    assert (report["rows"], report["errors"], report["elapsed_s"], report["note"]) == (40, {"odd": 1}, 1.5, "x")
+    assert (report["rows"], report["errors"], report["elapsed_s"]) == (40, {"odd": 1}, 1.5)
 
     again = _open(out)
     assert again.complete

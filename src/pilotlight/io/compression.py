@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from pilotlight.core.errors import InputError, MissingExtra
+from pilotlight.core.errors import InputError
 
 Form = Literal["plain", "gzip", "zstd"]
 
@@ -51,23 +51,15 @@ def form_of_name(path: str) -> Form:
     return "zstd" if path.endswith(".zst") else "plain"
 
 
-def zstandard(path: str) -> Any:
-    """The optional package, or an error that says how to get it."""
-    try:
-        import zstandard as module
-    except ImportError:
-        raise MissingExtra(f"{path} needs the zstandard package: pip install 'pilotlight[zstd]'") from None
-    return module
-
-
-def pack(data: bytes, form: Form, path: str) -> bytes:
+def pack(data: bytes, form: Form) -> bytes:
     """One complete member or frame (the data itself if plain). Equal data give equal bytes."""
     if form == "gzip":
         packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
         return packer.compress(data) + packer.flush()
     if form == "zstd":
-        packed: bytes = zstandard(path).ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(data)
-        return packed
+        import zstandard
+
+        return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(data)
     return data
 
 
@@ -145,8 +137,9 @@ class ByteReader:
         if head.startswith(_GZIP):
             return lambda: zlib.decompressobj(31)
         if head.startswith(_ZSTD) or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F):
-            new_unpacker: Callable[[], _Unpacker] = zstandard(self.path).ZstdDecompressor().decompressobj
-            return new_unpacker
+            import zstandard
+
+            return zstandard.ZstdDecompressor().decompressobj
         for magic, what in _FOREIGN.items():
             if head.startswith(magic):
                 raise InputError(f"{self.name} is {what}, not UTF-8 text with one JSON object per line")

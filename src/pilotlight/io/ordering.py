@@ -141,7 +141,7 @@ class OrderedFile:
 
     def append(self, text: bytes) -> None:
         """Write; it does not count before `commit`."""
-        self._files.write_all(self._fd, [pack(text, self.form, self.path)])
+        self._files.write_all(self._fd, [pack(text, self.form)])
 
     def commit(self) -> int:
         """Make it survive a power cut; returns the new size, which the caller then sets."""

@@ -13,10 +13,7 @@ from typing import Any
 
 import msgspec
 
-from pilotlight.io.files import Files, output_error
 from pilotlight.io.fingerprint import BLOCK_ROWS, BlockCrc
-
-_RESERVED = ("identity", "rows", "bytes", "errors", "counters", "input_crc32")
 
 
 def report_path(output: str) -> str:
@@ -29,17 +26,6 @@ def read_report(output: str) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, msgspec.DecodeError), open(report_path(output), "rb") as file:
         return msgspec.json.decode(file.read(), type=dict[str, Any])
     return None
-
-
-def add_to_report(output: str, fields: Mapping[str, Any]) -> None:
-    """Add fields to a finished output's report; what the sink wrote stays. Raises `OutputError`."""
-    kept = read_report(output) or {}
-    merged = {**kept, **{name: value for name, value in fields.items() if name not in _RESERVED}}
-    path = report_path(output)
-    try:
-        Files().write_file(path, encode_report(merged))
-    except OSError as error:
-        raise output_error(path, error) from error
 
 
 def encode_report(fields: Mapping[str, Any]) -> bytes:

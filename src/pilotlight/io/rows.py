@@ -50,7 +50,6 @@ def _plain(value: Any) -> Any:
 
 
 _decode = msgspec.json.Decoder().decode
-_decode_pickle = msgspec.json.Decoder(_Pickle).decode
 _decode_output = msgspec.json.Decoder(_Output).decode
 _decode_custom_id = msgspec.json.Decoder(_CustomId).decode
 _encode = msgspec.json.Encoder(enc_hook=_plain).encode
@@ -118,14 +117,6 @@ def encode_error(
 def encode_pickle(index: int, pickled: bytes) -> bytes:
     """A line that carries a pickled Python value: a row, or its result."""
     return _encode(_Pickle(pickled, index))
-
-
-def decode_pickle(line: bytes) -> bytes:
-    """The pickle in such a line, still pickled. Raises `RequestError`."""
-    try:
-        return _decode_pickle(line).pickle
-    except _DECODE_ERRORS as error:
-        raise RequestError(f"not a pickled row: {error}") from None
 
 
 def error_kind(line: bytes) -> str | None:
