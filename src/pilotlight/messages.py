@@ -384,11 +384,17 @@ class Feed(_Message, frozen=True, kw_only=True):
     operation: Operation | None = None
 
 
+class Forget(_Message, frozen=True, kw_only=True):
+    """To a replica: a job is over. Drop its operation once no row of it is left."""
+
+    job: str
+
+
 class Quit(_Message, frozen=True, kw_only=True):
     """To a replica: end now, in order; rows it holds are not answered."""
 
 
-ReplicaMessage = Load | Feed | Quit
+ReplicaMessage = Load | Feed | Quit | Forget
 
 
 # --- runtime server and replica -> agent ---------------------------------------------------------------------
