@@ -214,6 +214,28 @@ def test_a_full_disk_suspends_the_job(ground: Playground) -> None:
     ground.assert_clean()
 
 
+def test_a_finished_output_answers_its_own_input_only(ground: Playground) -> None:
+    source = ground.rows(5000)
+    out, command = echo(ground, source)
+    assert ground.run(*command)[0] == 0
+    code, said = ground.run(*command)
+    assert code == 0
+    assert "nothing is left to do" in said
+    code, said = ground.run(*command, "--limit", "10")
+    assert code == 2, said
+    assert "it has 10 rows now, and had 5,000" in said
+    lines = source.read_text().splitlines(keepends=True)
+    source.write_text("".join(lines) + lines[0])
+    code, said = ground.run(*command)
+    assert code == 2, said
+    assert "5,001 rows now" in said
+    source.write_text("".join(lines[:-1]) + lines[0])
+    code, said = ground.run(*command)
+    assert code == 2, said
+    assert "rows 4097 to 5000 differ" in said
+    assert len(out.read_text().splitlines()) == 5000
+
+
 def test_a_changed_input_is_refused(ground: Playground) -> None:
     source = ground.rows(6000, sleep_s=0.001)
     out, command = echo(ground, source)

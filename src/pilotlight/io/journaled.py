@@ -50,21 +50,33 @@ class JournaledSource:
 
 
 def verify(source: Source, folder: JobFolder) -> None:
-    """Read what an earlier run had read, and compare. Uses `source` up. Raises `InputChanged`."""
+    """Read what an earlier run had read, and compare. Uses `source` up. Raises `InputChanged`.
+
+    An input that was read to its end must end there again; of another, only the blocks that were read must be equal.
+    """
     known = {block: (rows, crc) for block, rows, crc in folder.input_blocks}
+    to_the_end = folder.rows_total is not None
     fingerprint = Fingerprint()
     found: dict[int, tuple[int, int]] = {}
-    while known and not found.keys() >= known.keys():
+    while to_the_end or not found.keys() >= known.keys():
         chunks = source.read(VERIFY_ROWS)
         blocks = [block for chunk in chunks for block in fingerprint.feed(chunk)] if chunks else fingerprint.end()
         found |= {block: (rows, crc) for block, rows, crc in blocks}
         if not chunks:
             break
     for block, expected in sorted(known.items()):
-        if found.get(block) != expected:
+        if found.get(block, expected)[1] != expected[1] and found[block][0] == expected[0]:
             first = block * BLOCK_ROWS + 1
-            message = (
-                f"the input is not the one that {folder.path} was begun with: rows {first} to "
-                f"{first + expected[0] - 1} differ; give the old input, another output, or --overwrite"
-            )
-            raise InputChanged(message)
+            raise _changed(folder, f"rows {first} to {first + expected[0] - 1} differ")
+    if to_the_end and fingerprint.rows != folder.rows_total:
+        raise _changed(folder, f"it has {fingerprint.rows:,} rows now, and had {folder.rows_total:,}")
+    if not to_the_end and found.keys() < known.keys():
+        raise _changed(folder, f"it has only {fingerprint.rows:,} rows now")
+
+
+def _changed(folder: JobFolder, how: str) -> InputChanged:
+    message = (
+        f"the input is not the one that {folder.path} was made from: {how}; "
+        f"give the old input, another output, or --overwrite"
+    )
+    return InputChanged(message)

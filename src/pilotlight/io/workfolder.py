@@ -27,7 +27,7 @@ from pilotlight.io.fingerprint import BLOCK_ROWS, BlockCrc
 from pilotlight.io.journal import Attempts, Finishing, Input, InputDiffers, InputEnd, Ordered, Record
 from pilotlight.io.opening import Finished, Opened, epoch_of_name, folder_path, open_output, pending_report_name
 from pilotlight.io.ordering import OrderedFile, gather
-from pilotlight.io.report import encode_report, pack_crcs, report_path
+from pilotlight.io.report import encode_report, pack_crcs, report_path, unpack_crcs
 from pilotlight.io.segments import SEGMENT_BYTES, BlockHeader, SegmentWriter
 from pilotlight.wire import PathOutput, ResultChunk
 
@@ -73,7 +73,8 @@ class JobFolder:
             self.errors: dict[str, int] = report.get("errors") or {}
             self.counters: dict[str, float] = report.get("counters") or {}
             self.attempts: dict[int, int] = {}
-            self._inputs: dict[int, BlockCrc] = {}
+            blocks = unpack_crcs(report.get("input_crc32") or "", report["rows"])
+            self._inputs: dict[int, BlockCrc] = {block[0]: block for block in blocks}
             return
         facts = opened.facts
         self.epoch = facts.epoch

@@ -25,6 +25,7 @@ from pilotlight.core.transitions import JobState
 from pilotlight.manager import build, models, views
 from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob
 from pilotlight.manager.loop import Manager
+from pilotlight.manager.report import made_with
 from pilotlight.messages import (
     Accepted,
     Cancel,
@@ -254,6 +255,7 @@ class Clients:
             "inputs": request.input.paths,
             "context": {**context, "id": request.context.id},
             "operation": {**msgspec.to_builtins(request.operation), "id": request.operation.id},
+            "made_with": made_with(request),
             "rows_resumed": job.rows_resumed,
             "pool": msgspec.to_builtins(totals),
         }

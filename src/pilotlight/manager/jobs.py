@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from pilotlight.core.errors import InputError
 from pilotlight.messages import RowsOut
 from pilotlight.ports import JobOutput, Source
@@ -135,19 +137,22 @@ def variant_id(request: JobRequest) -> str:
 
 
 def identity(request: JobRequest) -> dict[str, Any]:
-    """What makes two jobs the same: everything that changes an answer, in words that a refusal can name."""
+    """What makes two jobs the same: everything that changes an answer, by the names that a refusal can say."""
     operation = request.operation
     named: dict[str, Any] = {
         "model": request.context.name,
         "model content": request.context.identity,
         "runtime": request.context.runtime,
-        "operation": operation.kind,
-        "template": operation.prompt_template,
-        "labels": operation.labels,
-        "sampling": digest(operation.sampling),
-        "other parameters": digest([operation, request.context.options]),
+        **request.context.options,
+        **msgspec.structs.asdict(operation),
     }
-    return {name: value for name, value in named.items() if value not in (None, [], "")}
+    named["operation"] = named.pop("kind")
+    sampling = named.pop("sampling")
+    if operation.kind == "generate":
+        named |= {f"sampling {name}": value for name, value in msgspec.structs.asdict(sampling).items()}
+    if operation.function is not None:
+        named["function"] = digest(operation.function)
+    return {name: value for name, value in named.items() if value not in (None, [], {}, "", False)}
 
 
 def only(chunk: ResultChunk, spans: list[Span]) -> ResultChunk:

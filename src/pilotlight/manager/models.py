@@ -6,7 +6,9 @@ imports a runtime, and the hub's library only when a hub id is given. It honours
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,12 +68,19 @@ def resolve(model: str, revision: str | None = None, *, with_code: bool = False)
     model: a folder, or a hub id at `revision` (a branch, tag or commit). with_code: fetch its Python files too.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:
+        raise ModelNotFound(f"the model {model[:200]} can't be read: {error.strerror}") from error
+    if is_folder:
         if revision is not None:
             raise ConfigError(f"--revision {revision} is for hub ids; {model} is a folder")
         folder = folder.resolve()
         _check_folder(folder, model)
-        return Resolved(str(folder), content_digest(folder), folder.name)
+        try:
+            return Resolved(str(folder), content_digest(folder), folder.name)
+        except OSError as error:
+            raise ModelNotFound(f"{error.filename or model} can't be read: {error.strerror}") from error
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise ModelNotFound(f"the model folder {model} does not exist")
     path = _snapshot(model, revision, _FILES + (_CODE if with_code else []))
@@ -121,8 +130,15 @@ def content_digest(folder: Path) -> str:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Size of the weights on disk: a hint of what a live replica needs."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """Size of the weights on disk: a hint of what a live replica needs.
+
+    Where an index names the files, others (a second copy in another layout) don't count.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = [path.name for path in folder.glob("*.safetensors")]
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        names = list(set(json.loads(index.read_text())["weight_map"].values()))
+    return sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
 
 
 # --- the hub -------------------------------------------------------------------------------------------------
@@ -139,7 +155,9 @@ def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
     fetch = f"hf download {model}{at}"
     try:
         hub: Any = huggingface_hub
-        return Path(hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
+        ignored = ["consolidated*", "original/*"]  # second copies of the weights
+        found = hub.snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=ignored)
+        return Path(found)
     except errors.GatedRepoError as error:
         message = (
             f"{model} is gated: ask for access at https://huggingface.co/{model}, run `hf auth login` "

@@ -49,6 +49,9 @@ def effective(model_path: str, operation: Operation) -> Operation:
     Only `generate` samples; others are given back as they are. Raises `ConfigError` for a generation_config.json that
     can't be read.
     """
+    keep = operation.truncate_prompt_tokens
+    if keep is not None and keep != -1 and keep < 1:
+        raise ConfigError(f"truncate_prompt_tokens is -1 (as many as fit) or 1 and more, not {keep}")
     if operation.kind != "generate":
         return operation
     values = {
@@ -74,7 +77,11 @@ def _of_model(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        given = json.loads(path.read_text())
+        given: Any = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
-    return {ours: given[theirs] for ours, theirs in _FROM_MODEL.items() if given.get(theirs) is not None}
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path} is no JSON object")
+    return {
+        ours: given[theirs] for ours, theirs in _FROM_MODEL.items() if theirs in given and given[theirs] is not None
+    }
