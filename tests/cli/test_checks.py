@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("model/config.json").write_text("{}")
     Path("model/model.safetensors").write_bytes(b"")
     Path("empty").mkdir()
+    os.mkfifo("pipe")
     return tmp_path
 
 
@@ -28,9 +30,16 @@ def _write(name: str, rows: list[dict[str, Any]]) -> None:
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+LONG = "x" * 300
 REFUSED = [
     ("run missing.jsonl -o out.jsonl --model model", "the input missing.jsonl does not exist"),
     ("run empty -o out.jsonl --model model", "is a folder"),
+    ("run pipe -o out.jsonl --model model", "the input pipe is a pipe or device .*write it to a file first"),
+    ("run-batch -i pipe -o out.jsonl --model model", "is a pipe or device"),
+    ("factcheck verify pipe -o out.jsonl --model model", "is a pipe or device"),
+    (f"run {LONG} -o out.jsonl --model model", "can't be read: File name too long"),
+    (f"run prompts.jsonl -o {LONG}/out.jsonl --model model", "output's folder .* can't be used: File name too long"),
+    (f"run prompts.jsonl -o out.jsonl --model ./{LONG}", "model folder .* can't be used: File name too long"),
     ("run prompts.jsonl -o nowhere/out.jsonl --model model", "folder .*nowhere does not exist"),
     ("run prompts.jsonl -o prompts.jsonl --model model", "also an input"),
     ("run prompts.jsonl -o empty --model model", "is a folder; name a file"),

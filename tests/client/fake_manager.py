@@ -2,7 +2,8 @@
 
 Run as `python fake_manager.py POOL_DIR --ready-fd N`. Each row is echoed as its result (generate and classify in
 their result's form; a `map` calls its function here). Rows are answered backwards within a chunk. A model named
-`refuse` is refused, `fail` fails after its first rows, `hang` never answers, `die` kills this process.
+`refuse` is refused, `fail` fails after its first rows, `hang` never answers, `die` kills this process, `slow` is
+never accepted. Rows of token ids become errors: there is no tokenizer here.
 """
 
 from __future__ import annotations
@@ -79,8 +80,11 @@ class FakeJob:
             return msgspec.json.encode({"index": index, "error": {"kind": "bad_row", "message": str(error)}})
         kind = self.request.operation.kind
         result: Any = row
+        if "prompt_token_ids" in row:
+            error = {"kind": "unsupported", "message": f"no tokenizer reads {row['prompt_token_ids']} here"}
+            return msgspec.json.encode({"index": index, "error": error})
         if kind == "generate":
-            text = row.get("prompt") or row.get("prompt_token_ids") or row["messages"][-1]["content"]
+            text = row["prompt"] if "prompt" in row else row["messages"][-1]["content"]
             usage = {"prompt_tokens": 1, "completion_tokens": 1}
             result = {"text": f"{text}!", "finish_reason": "stop", "usage": usage}
         elif kind == "classify":
@@ -121,6 +125,8 @@ class FakeManager:
         request = message.request
         if request.context.name == "refuse":
             connection.send(Refused(ticket=message.ticket, kind="model_not_found", message="there is no such model"))
+            return
+        if request.context.name == "slow":
             return
         name = f"job-{message.ticket}"
         self.jobs[name] = FakeJob(name, request)
@@ -163,7 +169,7 @@ class FakeManager:
 
 async def main() -> None:
     folder, ready = Path(sys.argv[1]), int(sys.argv[3])
-    with (folder / "lock").open("wb") as lock:
+    with (folder / "manager.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.environ.get("FAKE_MANAGER_REFUSES"):
             os.write(ready, b'{"kind": "config", "message": "no worker can be had", "exit_code": 2}\n')

@@ -31,7 +31,7 @@ def test_nothing_is_left_after_success(private_folders: Path) -> None:
         manager = pool._manager
         assert manager is not None
         assert os.getsid(manager.process.pid) != os.getsid(0)
-    assert not manager.alive
+    assert manager.process.poll() is not None
     assert _pool_folders(private_folders) == []
     assert list((private_folders / "logs").iterdir()) == []
 
@@ -67,7 +67,7 @@ def test_only_stale_folders_are_swept(private_folders: Path) -> None:
     foreign = private_folders / "pilotlight-0x-foreign"
     for folder in (stale, locked, young, foreign):
         folder.mkdir()
-    with (locked / "lock").open("wb") as lock:
+    with (locked / "manager.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for folder in (stale, locked, foreign):
             os.utime(folder, (old, old))
@@ -87,7 +87,7 @@ def test_a_long_temporary_folder_falls_back_to_a_short_one(
     short = private_folders / "run"
     short.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
-    assert launch._base_folder() in {short, Path("/tmp")}
+    assert launch._base_folder() == short
 
 
 def test_only_the_latest_logs_are_kept(private_folders: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, cast
 
 from cyclopts import Group, Parameter
 
-from pilotlight.cli.options import Inputs, ModelOptions, Output, RunOptions, SamplingOptions
 from pilotlight.client import checks
 from pilotlight.client.console.follow import follow, say_ending
+from pilotlight.client.console.options import Inputs, ModelOptions, Output, RunOptions, SamplingOptions
 from pilotlight.client.llm import LLM
 from pilotlight.client.pool import Pool, check_labels
 from pilotlight.core.errors import ConfigError
@@ -82,7 +82,7 @@ def run_files(llm: LLM, operation: Operation, inputs: list[Path], output: Path, 
     if options.overwrite and options.retry_errors is not None:
         raise ConfigError("--overwrite starts afresh and --retry-errors keeps what is there: give one of them")
     if options.dry_run:
-        from pilotlight.cli.dry_run import dry_run
+        from pilotlight.client.console.dry_run import dry_run
 
         return dry_run(llm, operation, inputs, output, options)
     ending = follow(

@@ -9,9 +9,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from pilotlight.cli.options import ModelOptions, RunOptions, SamplingOptions
 from pilotlight.cli.run import run_files
 from pilotlight.client import checks
+from pilotlight.client.console.options import ModelOptions, RunOptions, SamplingOptions
 from pilotlight.core.errors import ConfigError
 from pilotlight.wire import Operation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ ROWS_LOOKED_AT = 20
 def check_output(output: Path, inputs: Sequence[Path]) -> None:
     """The output's folder is there and can be written, and the output is none of the inputs."""
     folder = output.absolute().parent
+    _enter(folder, f"the output's folder {folder}")
     if not folder.is_dir():
         raise ConfigError(f"the output's folder {folder} does not exist; make it first (mkdir -p {folder})")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -27,15 +29,31 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
             raise ConfigError(f"the output {output} is also an input; name another file")
 
 
+def _enter(path: Path, what: str) -> None:
+    """Refuse what lies below a folder that this user may not enter; what does not exist is another matter."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ConfigError(f"{what} can't be used: {error.strerror}") from error
+
+
 def first_rows(inputs: Sequence[Path]) -> list[dict[str, Any] | RequestError]:
     """The first rows, or what is wrong with each. Raises `InputError` for what can't be read."""
     from pilotlight.io.jsonl import first_rows as read_first
 
     for path in inputs:
-        if not path.exists():
-            raise InputError(f"the input {path} does not exist")
-        if path.is_dir():
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            raise InputError(f"the input {path} does not exist") from None
+        except OSError as error:
+            raise InputError(f"the input {path} can't be read: {error.strerror}") from error
+        if stat.S_ISDIR(mode):
             raise InputError(f"the input {path} is a folder; name its files")
+        if not stat.S_ISREG(mode):
+            raise InputError(f"the input {path} is a pipe or device and can't be read twice; write it to a file first")
     return read_first([str(path) for path in inputs], ROWS_LOOKED_AT)
 
 
@@ -46,6 +64,7 @@ def check_model(model: str | None, *, runtime: str) -> None:
     if not model:
         raise ConfigError("--model is needed: a model folder, or a Hugging Face id")
     path = Path(model).expanduser()
+    _enter(path / "config.json", f"the model folder {model}")
     looks_like_path = model.startswith(("/", ".", "~")) or model.count("/") > 1
     if looks_like_path and not path.is_dir():
         raise ConfigError(f"the model folder {model} does not exist")

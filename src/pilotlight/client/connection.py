@@ -7,6 +7,7 @@ mean: `jobs.py` and `pool.py`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,6 +19,7 @@ from pilotlight.messages import ClientMessage, ClientReply, Greeting, Hello
 from pilotlight.wire import VERSION
 
 GREETING_S_MAX = 30.0
+CLOSE_S_MAX = 5.0
 
 
 class Link:
@@ -44,11 +46,6 @@ class Link:
             raise PilotlightError(message)
         return greeting
 
-    @property
-    def in_loop_thread(self) -> bool:
-        """Whether the caller runs in the link's own thread."""
-        return threading.current_thread() is self._thread
-
     def send(self, message: ClientMessage) -> None:
         """Queue a message. A closed link swallows it; `on_closed` has told or will tell."""
         self.post(lambda: self._connection.send(message) if self._connection else None)
@@ -65,22 +62,23 @@ class Link:
             if not self._stopped:
                 raise
 
-    def close(self) -> None:
-        """Send what is queued, close, end the thread."""
+    def close(self, grace_s: float = CLOSE_S_MAX) -> None:
+        """Send what is queued (for `grace_s` at most), close, end the thread."""
         if self._stopped:
             return
         self._stopped = True
         if not self._thread.is_alive():
             self._loop.close()
             return
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(GREETING_S_MAX)
+        asyncio.run_coroutine_threadsafe(self._close(min(grace_s, CLOSE_S_MAX)), self._loop).result(GREETING_S_MAX)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(GREETING_S_MAX)
 
-    async def _close(self) -> None:
+    async def _close(self, grace_s: float) -> None:
         if self._connection is not None and not self._connection.closed:
             self._connection.close()
-            await asyncio.wait_for(self._connection.gone.wait(), 5.0)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._connection.gone.wait(), grace_s)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

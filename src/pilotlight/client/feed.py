@@ -88,8 +88,14 @@ class Window:
             self._lifted = True
             self._changed.notify_all()
 
+    def unless_closed(self, action: Callable[[], None]) -> None:
+        """Do something (short) with the lock held, so that nobody closes the window meanwhile."""
+        with self._changed:
+            if not self._closed:
+                action()
+
     def close(self) -> None:
-        """Read no further row."""
+        """Read no further row, and send none of those that were read."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -137,7 +143,7 @@ class Feeder(threading.Thread):
                     row = next(iterator)
                 except StopIteration:
                     self._flush()
-                    self._send(InputEnd(job=self._job))
+                    self._window.unless_closed(lambda: self._send(InputEnd(job=self._job)))
                     return
                 self._enter(row)
         except BaseException as error:
@@ -170,7 +176,7 @@ class Feeder(threading.Thread):
                 # Sent with the lock held, so that chunks leave in index order.
                 chunk = Chunk(self._sent, len(lines), self._sent + 1, "rows", b"\n".join(lines))
                 self._sent += len(lines)
-                self._send(RowsIn(job=self._job, chunk=chunk))
+                self._window.unless_closed(lambda: self._send(RowsIn(job=self._job, chunk=chunk)))
 
 
 def _prompt(row: Any) -> Any:

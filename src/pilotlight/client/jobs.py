@@ -104,6 +104,7 @@ class Job(Generic[R]):
     def cancel(self, *, drain: bool = False) -> None:
         """End the job early; `drain`: let rows that workers have begun finish first. Does not wait."""
         with self._changed:
+            self._window.close()
             self._cancel = Cancel(job=self.id, drain=drain)
             if self.id:
                 self._send(self._cancel)

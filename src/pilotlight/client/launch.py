@@ -54,11 +54,6 @@ class ManagerProcess:
     process: subprocess.Popen[bytes]
     _lock: IO[bytes] = field(repr=False)
 
-    @property
-    def alive(self) -> bool:
-        """Whether the manager's process runs."""
-        return self.process.poll() is None
-
     def end(self, *, keep_logs: bool, grace_s: float = END_S_MAX) -> None:
         """Wait for the manager to leave (it was told to), force it after `grace_s`, and remove what it used."""
         try:
@@ -208,7 +203,7 @@ def sweep(base: Path) -> list[Path]:
             young = time.time() - folder.stat().st_mtime < STALE_S_MIN
         except OSError:
             continue
-        if not young and _is_ours(folder) and not any(_is_locked(folder / name) for name in ("owner", "lock")):
+        if not young and _is_ours(folder) and not any(_is_locked(folder / name) for name in ("owner", "manager.lock")):
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)
     return removed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -49,6 +50,7 @@ class LLM:
         self.model = os.fspath(model)
         self._workers = workers
         self._pool: Pool | None = None
+        self._lock = threading.Lock()
         self.wire = describe_model(
             self.model,
             revision=revision,
@@ -83,10 +85,8 @@ class LLM:
 
     def close(self) -> None:
         """End the pool of its own, if there is one. The next call makes a new one."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            atexit.unregister(pool.close)
-            pool.close()
+        with self._lock:
+            self._drop()
 
     def __enter__(self) -> LLM:
         return self
@@ -98,14 +98,24 @@ class LLM:
         return f"LLM({self.model!r})"
 
     def _started(self) -> Pool:
-        if self._pool is None:
-            from pilotlight.client.pool import Pool
+        """The pool of its own; a new one where there is none, or where its manager died."""
+        from pilotlight.client.pool import Pool
 
-            pool = Pool(self._workers)
-            pool.start()
-            atexit.register(pool.close)
-            self._pool = pool
-        return self._pool
+        with self._lock:
+            if self._pool is not None and self._pool.lost:
+                self._drop()
+            if self._pool is None:
+                pool = Pool(self._workers)
+                pool.start()
+                atexit.register(pool.close)
+                self._pool = pool
+            return self._pool
+
+    def _drop(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            atexit.unregister(pool.close)
+            pool.close()
 
 
 def describe_model(

@@ -18,6 +18,7 @@ from pilotlight.client.connection import Link
 from pilotlight.client.contexts import STATELESS, Context
 from pilotlight.client.feed import WINDOW_BYTES, WINDOW_ROWS, Encoder, Feeder, Window
 from pilotlight.client.jobs import Job
+from pilotlight.client.launch import END_S_MAX
 from pilotlight.client.llm import LLM
 from pilotlight.client.results import (
     Classification,
@@ -107,8 +108,16 @@ class Pool:
                 raise
             self._manager, self._link = manager, link
 
-    def close(self) -> None:
-        """End the pool: jobs that run are cancelled, workers and manager exit. Idempotent."""
+    @property
+    def lost(self) -> bool:
+        """Whether its manager has gone without being asked to."""
+        return bool(self._lost)
+
+    def close(self, *, grace_s: float = END_S_MAX) -> None:
+        """End the pool: running jobs are cancelled; workers and manager exit, or are made to after `grace_s`.
+
+        Idempotent.
+        """
         with self._lock:
             manager, link = self._manager, self._link
             self._manager = self._link = None
@@ -118,9 +127,9 @@ class Pool:
                 job.on_failed(JobCancelled("the pool was closed before the job was over"))
             link.send(Shutdown())
             try:
-                link.close()
+                link.close(grace_s)
             finally:
-                manager.end(keep_logs=self._trouble)
+                manager.end(keep_logs=self._trouble, grace_s=grace_s)
 
     def __enter__(self) -> Pool:
         self.start()
@@ -231,7 +240,7 @@ class Pool:
         arguments: dict[str, Any] | None = None,
     ) -> Job[Result]:
         """A job between files, which the manager reads and writes; it survives this process and can be resumed by
-        the same call. Nothing to iterate over: `wait` for it."""
+        the same call. operation: what is done with each row. Nothing to iterate over: `wait` for it."""
         request = JobRequest(
             context=llm.wire,
             operation=operation,

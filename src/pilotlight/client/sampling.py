@@ -19,7 +19,8 @@ class SamplingParams:
     """vLLM's `SamplingParams`, as far as small models need it. Raises `ConfigError` on a value that makes no sense.
 
     max_tokens: None: as many as fit for chats, 16 for plain prompts. temperature: 0 is greedy. top_k: 0 or -1
-    considers every token. seed: None draws one per job; each row's own seed follows from it and the row's index.
+    considers every token. seed: None lets one follow from the request, so equal calls draw
+    equal tokens; set one for other draws. Each row's own seed follows from it and the row's index.
     stop: texts that end an answer and are not part of it (unless `include_stop_str_in_output`).
     """
 

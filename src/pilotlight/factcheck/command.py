@@ -28,7 +28,13 @@ def verify(
     bundled_model: Annotated[bool, Parameter(help="Use the tiny model that comes along.", negative="")] = False,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit of a Hugging Face id.")] = None,
     dtype: Annotated[str, Parameter(help="Type of the weights; auto: the checkpoint's own.")] = "auto",
+    max_model_len: Annotated[int | None, Parameter(help="Longest prompt and label; unset: the model's own.")] = None,
+    trust_remote_code: Annotated[bool, Parameter(help="Run code that comes with the model.", negative="")] = False,
+    truncate_prompt_tokens: Annotated[
+        int | None, Parameter(help="Keep the last N tokens of a longer prompt; -1: as many as fit.")
+    ] = None,
     label_scoring: Annotated[Literal["sum", "mean"], Parameter(help="Add or average over a label's tokens.")] = "sum",
+    max_attempts: Annotated[int, Parameter(help="Tries of a row that kills its replica, alone each time.")] = 3,
     workers: Annotated[int | None, Parameter(help="Workers; unset: one per GPU, else half of the CPUs.")] = None,
     limit: Annotated[int | None, Parameter(help="Only the first claims.")] = None,
     overwrite: Annotated[bool, Parameter(help="Start afresh, whatever is there.", negative="")] = False,
@@ -46,10 +52,10 @@ def verify(
     if bundled_model == (model is not None):
         raise ConfigError("give either --model or --bundled-model")
     name = str(bundled.model_folder()) if model is None else model
-    llm = LLM(name, revision=revision, dtype=dtype)
+    llm = LLM(name, revision=revision, dtype=dtype, max_model_len=max_model_len, trust_remote_code=trust_remote_code)
     checks.check_model(name, runtime=llm.wire.runtime)
     checks.check_output(output, [claims])
-    checks.check_numbers(limit=limit, workers=workers, max_attempts=1)
+    checks.check_numbers(limit=limit, workers=workers, max_attempts=max_attempts)
     _check_claims(claims)
     retried = None if retry_errors is None else [] if "" in retry_errors else list(retry_errors)
     ending = run_claims(
@@ -58,9 +64,10 @@ def verify(
         llm,
         Pool(workers),
         label_scoring=label_scoring,
+        truncate_prompt_tokens=truncate_prompt_tokens,
         quiet=quiet,
         verbose=verbose,
-        options={"limit": limit, "overwrite": overwrite, "retry_errors": retried},
+        options={"limit": limit, "overwrite": overwrite, "retry_errors": retried, "max_attempts": max_attempts},
     )
     return ending.exit_code
 
@@ -72,6 +79,7 @@ def run_claims(
     pool: Pool,
     *,
     label_scoring: Literal["sum", "mean"] = "sum",
+    truncate_prompt_tokens: int | None = None,
     passes: int = 1,
     quiet: bool = False,
     verbose: bool = False,
@@ -79,7 +87,12 @@ def run_claims(
     options: dict[str, Any] | None = None,
 ) -> Ending:
     """Prepare the claims, classify them, and print the summary with the score. `options`: of `Pool.run_files`."""
-    operation = Operation(kind="classify", labels=list(LABELS), label_scoring=label_scoring)
+    operation = Operation(
+        kind="classify",
+        labels=list(LABELS),
+        label_scoring=label_scoring,
+        truncate_prompt_tokens=truncate_prompt_tokens,
+    )
     prepared = prepare(claims, output, passes=passes)
     arguments = {"argv": sys.argv[1:], "claims": str(claims.absolute())}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,6 +11,9 @@ from pathlib import Path
 import msgspec
 
 from pilotlight.factcheck.claims import LABELS
+from pilotlight.io.jsonl import JsonlSource
+
+READ_ROWS = 65_536
 
 
 class _Carried(msgspec.Struct):
@@ -28,10 +32,14 @@ class _Line(msgspec.Struct):
 
 @dataclass
 class Score:
-    """Counts of (label given, verdict) pairs, apart for claims with evidence and without."""
+    """Counts of (label given, verdict) pairs, apart for claims with evidence and without.
+
+    verdicts: claims with a verdict, labelled or not; judged and right: of those, the labelled ones. By evidence.
+    """
 
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     right: Counter[bool] = field(default_factory=Counter[bool])
+    verdicts: Counter[bool] = field(default_factory=Counter[bool])
     judged: Counter[bool] = field(default_factory=Counter[bool])
     unlabelled: int = 0
     errors: int = 0
@@ -40,7 +48,9 @@ class Score:
         """Count a claim; `verdict` None: an error row."""
         if verdict is None:
             self.errors += 1
-        elif label is None:
+            return
+        self.verdicts[evidence] += 1
+        if label is None:
             self.unlabelled += 1
         else:
             self.pairs[label, verdict] += 1
@@ -72,11 +82,12 @@ def read_verdicts(output: Path) -> Score:
     """Score an output file of `factcheck verify`."""
     decode = msgspec.json.Decoder(_Line).decode
     score = Score()
-    with output.open("rb") as lines:
-        for line in lines:
-            row = decode(line)
-            carried = row.custom_id or _Carried()
-            score.add(carried.label, row.result.label if row.result else None, evidence=carried.evidence)
+    with contextlib.closing(JsonlSource([str(output)])) as source:
+        while chunks := source.read(READ_ROWS):
+            for line in (line for chunk in chunks for line in chunk.blob.split(b"\n")):
+                row = decode(line)
+                carried = row.custom_id or _Carried()
+                score.add(carried.label, row.result.label if row.result else None, evidence=carried.evidence)
     return score
 
 
@@ -84,26 +95,30 @@ def describe(score: Score) -> list[tuple[str, str]]:
     """Lines for a summary; evidence that was not there is never passed over."""
     lines: list[tuple[str, str]] = []
     if score.accuracy is None:
-        return [("accuracy", "unknown: no claim has both a label and a verdict")]
-    right, judged = score.right.total(), score.judged.total()
-    lines.append(("accuracy", f"{100 * score.accuracy:.1f} % ({right:,} of {judged:,} labelled claims)"))
-    lines.append(("macro-F1", f"{score.macro_f1:.3f}"))
-    if score.judged[False]:
+        lines.append(("accuracy", "unknown: no claim has both a label and a verdict"))
+    else:
+        right, judged = score.right.total(), score.judged.total()
+        lines.append(("accuracy", f"{100 * score.accuracy:.1f} % ({right:,} of {judged:,} labelled claims)"))
+        lines.append(("macro-F1", f"{score.macro_f1:.3f}"))
+    if score.verdicts[False]:
         lines.append(("without evidence", _without_evidence(score)))
-    if score.unlabelled:
+    if score.unlabelled and score.accuracy is not None:
         lines.append(("without label", f"{score.unlabelled:,} claims, not counted above"))
     return lines
 
 
 def _without_evidence(score: Score) -> str:
-    count, known = score.judged[False], score.accuracy_where(evidence=True)
-    right = f"{100 * (score.accuracy_where(evidence=False) or 0):.1f} % right"
-    if known is not None:
-        return f"{count:,} claims came without the text of their evidence: {right} (with evidence: {100 * known:.1f} %)"
-    return (
-        f"all {count:,} claims came without the text of their evidence: a model can then only know or guess, "
-        f"and a tiny one guesses (near chance, 33 %, is expected)"
-    )
+    count = score.verdicts[False]
+    if count == score.verdicts.total():
+        return (
+            f"all {count:,} claims came without the text of their evidence: a model can then only know or guess, "
+            f"and a tiny one guesses (near chance, 33 %, is expected)"
+        )
+    said = f"{count:,} of {score.verdicts.total():,} claims came without the text of their evidence"
+    without, known = score.accuracy_where(evidence=False), score.accuracy_where(evidence=True)
+    rates = [] if without is None else [f"{100 * without:.1f} % right"]
+    rates += [] if known is None else [f"with evidence: {100 * known:.1f} %"]
+    return f"{said} ({'; '.join(rates)})" if rates else said
 
 
 def matrix(pairs: Iterable[tuple[tuple[str, str], int]]) -> str:

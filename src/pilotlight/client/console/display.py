@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from pilotlight.client.console.fold import Fold
+from pilotlight.client.console.fold import Fold, duration
 from pilotlight.messages import Notice
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class PlainDisplay:
     def __init__(self, *, verbose: bool) -> None:
         self._verbose = verbose
         self._last_s: float | None = None
-        self._last_line = ""
+        self._first_s: float | None = None
 
     def __enter__(self) -> PlainDisplay:
         return self
@@ -73,14 +73,15 @@ class PlainDisplay:
     def __exit__(self, *_: object) -> None: ...
 
     def update(self, fold: Fold, now_s: float) -> None:
-        """A line if one is due and says something new."""
+        """A line every few seconds, the same one too: it shows that somebody is there."""
         for notice in fold.take_notices():
             if shown(notice, verbose=self._verbose):
                 self.note(notice.text, notice.level)
         self._last_s = now_s if self._last_s is None else self._last_s
-        if now_s - self._last_s >= PLAIN_S and fold.line != self._last_line:
-            self._last_s, self._last_line = now_s, fold.line
-            self.note(fold.line)
+        self._first_s = now_s if self._first_s is None else self._first_s
+        if now_s - self._last_s >= PLAIN_S:
+            self._last_s = now_s
+            self.note(f"{fold.line} ({duration(now_s - self._first_s)})")
 
     def note(self, text: str, level: str = "info") -> None:
         """One line on stderr."""

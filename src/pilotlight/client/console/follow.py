@@ -1,7 +1,8 @@
 """Running one job between files from a command: start the pool, show progress, mind signals, say how it ended.
 
-One Ctrl-C or SIGTERM lets rows in flight finish and ends with 128+signal; a second one ends at once. Either way the
-same command goes on later, because the manager keeps what is finished.
+One Ctrl-C or SIGTERM lets rows in flight finish and ends with 128+signal; a second one ends at once, and so does the
+first while there is no job yet (a model is fetched, an earlier output is looked through). Either way the same command
+goes on later, because the manager keeps what is finished.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pilotlight.client.console.display import Display, choose
 from pilotlight.client.console.fold import Fold
 from pilotlight.client.console.summary import render, summarise
 from pilotlight.client.jobs import Job
+from pilotlight.client.launch import END_S_MAX
 from pilotlight.client.pool import Pool
 from pilotlight.core.errors import JobCancelled, JobFailed, OutputError
 from pilotlight.io.report import report_path
@@ -29,6 +31,8 @@ from pilotlight.messages import JobEnded, Notice, Snapshot
 
 POLL_S = 0.1
 ROW_ERRORS_EXIT_CODE = 3
+AT_ONCE_S = 1.0
+"""How long the manager may take to leave when the user would not wait."""
 
 Step = Callable[[Fold, Display], None]
 """Called ten times a second while the job runs."""
@@ -39,6 +43,8 @@ class Interrupts:
     """Signals received so far. The second one raises KeyboardInterrupt wherever the main thread is."""
 
     first: int = 0
+    at_once: bool = False
+    """The command is ending as fast as it can; further signals change nothing."""
 
     @contextmanager
     def caught(self) -> Generator[Interrupts]:
@@ -57,6 +63,8 @@ class Interrupts:
                 signal.signal(name, handler)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self.at_once:
+            return
         if self.first:
             raise KeyboardInterrupt
         self.first = number
@@ -92,14 +100,16 @@ def follow(
     with interrupts.caught(), display:
         try:
             pool.start()
+            _leave_if_interrupted(interrupts)
             job = submit(pool)
             ended = _see_through(job, fold, arrived, display, interrupts, step)
         except KeyboardInterrupt:
+            interrupts.at_once = True
             text = f"stopped at once; what was written stays, and the same command goes on ({output})"
             return Ending(128 + (interrupts.first or signal.SIGINT), None, [text])
         finally:
             log_dir = pool.log_dir
-            pool.close()
+            pool.close(grace_s=AT_ONCE_S if interrupts.at_once else END_S_MAX)
     return _ending(ended, interrupts, output, f"logs of what went wrong: {log_dir}" if pool.trouble else "")
 
 
@@ -128,10 +138,18 @@ def _see_through(
             display.update(fold, now_s)
             return over
         display.update(fold, now_s)
+        if job.accepted is None:
+            _leave_if_interrupted(interrupts)
         if interrupts.first and not cancelled:
             cancelled = True
             display.note("stopping: rows in flight may finish (once more: stop at once)", "warning")
             job.cancel(drain=True)
+
+
+def _leave_if_interrupted(interrupts: Interrupts) -> None:
+    """Before there is a job, there is nothing to finish first."""
+    if interrupts.first:
+        raise KeyboardInterrupt
 
 
 def _say_resumed(job: Job[Any], display: Display) -> None:
@@ -164,6 +182,8 @@ def _ending(ended: JobEnded, interrupts: Interrupts, output: Path, logs: str) ->
     elif interrupts.first:
         code = 128 + interrupts.first
         notes.append(f"stopped after {view.rows_done:,} rows; the same command goes on from there ({output})")
+        if ended.outcome != "cancelled":
+            notes.append(ended.message or f"the job ended {ended.outcome}")
     else:
         code = ended.exit_code or 1
         notes.append(ended.message or f"the job ended {ended.outcome}")

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from pilotlight.cli.options import RunOptions
 from pilotlight.client import checks
+from pilotlight.client.console.follow import say
+from pilotlight.client.console.options import RunOptions
 from pilotlight.client.console.summary import render
 from pilotlight.client.launch import default_workers
 from pilotlight.client.llm import LLM
@@ -35,9 +36,9 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path, op
     good = [row for row in rows if isinstance(row, dict)]
     previews = iter(build.runtime(context.runtime).preview(context, request.operation, good) if good else [])
     for index, row in enumerate(rows):
-        print(f"--- row {index}")
-        print(_shown(next(previews)) if isinstance(row, dict) else f"error row: {row}")
-    print("---")
+        say(f"--- row {index}")
+        say(_shown(next(previews)) if isinstance(row, dict) else f"error row: {row}")
+    say("---")
     found = devices.find()
     workers = options.workers or default_workers()
     lines = [
@@ -56,7 +57,7 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path, op
         ("output", str(output)),
         ("state", _state(output, options)),
     ]
-    print(render(lines))
+    say(render(lines))
     return 0
 
 

@@ -63,7 +63,10 @@ class SamplingOptions:
     repetition_penalty: Annotated[float | None, Parameter(help="Above 1 discourages tokens seen.")] = None
     presence_penalty: Annotated[float | None, Parameter(help="Above 0 discourages tokens written.")] = None
     frequency_penalty: Annotated[float | None, Parameter(help="The same, per occurrence.")] = None
-    seed: Annotated[int | None, Parameter(help="Unset: drawn once, and kept in the report.")] = None
+    seed: Annotated[
+        int | None,
+        Parameter(help="Unset: follows from the request; equal calls draw equal tokens. Set one for other draws."),
+    ] = None
     stop: Annotated[
         tuple[str, ...], Parameter(help="A text that ends an answer. Repeatable.", negative="", show_default=False)
     ] = ()

@@ -1,0 +1,111 @@
+"""What signals and silence do to a command that follows a job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pilotlight as pl
+from pilotlight.client.console import follow as following
+from pilotlight.client.console.display import PLAIN_S, PlainDisplay
+from pilotlight.client.console.fold import Fold
+from pilotlight.client.feed import Feeder, Window
+from pilotlight.client.jobs import Job
+from pilotlight.client.pool import Pool
+from pilotlight.messages import Accepted, Cancel, JobEnded, JobView, RowsIn, Totals
+from pilotlight.wire import JobRequest, Operation, StreamInput, StreamOutput
+
+from .conftest import COMMAND
+
+
+def _ended(outcome: Any, message: str = "") -> JobEnded:
+    view = JobView(job="j", name="", state=outcome, rows_read=9, rows_done=5, rows_error=0, rows_leased=0)
+    return JobEnded(job="j", outcome=outcome, view=view, totals=Totals(), message=message)
+
+
+def test_a_signal_before_the_job_is_accepted_ends_the_command(tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "x"}\n')
+    calls = 0
+
+    def submit(pool: Pool) -> Job[Any]:
+        return pool.run_files(pl.LLM("slow"), Operation(kind="generate"), [source], output)
+
+    def step(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    ending = following.follow(Pool(1, manager_command=COMMAND), submit, output=output, quiet=True, step=step)
+    assert (ending.exit_code, ending.ended) == (128 + signal.SIGTERM, None)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("outcome", ["suspended", "failed"])
+def test_what_went_wrong_during_a_drain_is_said(outcome: str) -> None:
+    interrupts = following.Interrupts(first=signal.SIGINT)
+    ending = following._ending(_ended(outcome, "the disk is full"), interrupts, Path("out.jsonl"), "")
+    assert ending.exit_code == 130
+    assert "the disk is full" in ending.notes
+    ending = following._ending(_ended("cancelled"), interrupts, Path("out.jsonl"), "")
+    assert len(ending.notes) == 1
+
+
+def test_a_log_file_shows_signs_of_life_while_nothing_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    display, fold = PlainDisplay(verbose=False), Fold()
+    for second in range(12):
+        display.update(fold, PLAIN_S * second / 4)
+    assert capsys.readouterr().err.splitlines() == [
+        "pilotlight: starting workers (5.0 s)",
+        "pilotlight: starting workers (10 s)",
+    ]
+
+
+def test_no_rows_follow_a_cancel() -> None:
+    sent: list[Any] = []
+    posted: list[Callable[[], None]] = []
+    window = Window()
+    job: Job[Any] = Job(send=sent.append, reader=None, ordered=True, window=window)
+    request = JobRequest(
+        context=pl.LLM("x/y").wire, operation=Operation(kind="generate"), input=StreamInput(), output=StreamOutput()
+    )
+    job.on_accepted(Accepted(ticket=1, job="job-1", request=request))
+    more = threading.Event()
+
+    def rows() -> Any:
+        yield "first"
+        more.wait()
+        yield "second"
+
+    entered = threading.Event()
+
+    def post(action: Callable[[], None], _: float) -> None:
+        posted.append(action)
+        entered.set()
+
+    feeder = Feeder(
+        rows(),
+        str.encode,
+        window,
+        job="job-1",
+        send=sent.append,
+        post=post,
+        on_error=job.on_failed,
+        keep_prompts=False,
+    )
+    feeder.start()
+    assert entered.wait(30)
+    job.cancel()
+    more.set()
+    feeder.join(30)
+    for action in posted:
+        action()
+    assert [type(message) for message in sent] == [Cancel]
+    assert not any(isinstance(message, RowsIn) for message in sent)
