@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from pilotlight.io.rows import encode_error, encode_result
 from pilotlight.ports import Row
 from pilotlight.runtimes.transformers import TransformersRuntime
 from pilotlight.runtimes.transformers.prefix import SharedPrefix
@@ -209,3 +211,25 @@ def test_openai_answers(model: Any) -> None:
     assert two["object"] == "text_completion"
     assert two["choices"][0]["finish_reason"] in ("stop", "length")
     assert set(two["usage"]) == {"prompt_tokens", "completion_tokens", "total_tokens"}
+    assert one["model"] == two["model"] == "tiny"
+
+
+def test_openai_lines_are_whole(model: Any, tokenizer: Any) -> None:
+    flags = Sampling(temperature=0.0, max_tokens=9, ignore_eos=True)
+    operation = Operation(kind="generate", result_format="openai", sampling=flags)
+    body = {"model": "theirs", "prompt": "hi", "max_tokens": 4}
+    given = [{"url": "/v1/completions", "body": body}, {"url": "/v1/completions", "body": {**body, "n": 2}}]
+    good, bad = run_rows(model, operation, given)
+    line = json.loads(encode_result(0, good.result, "a", "openai"))
+    assert (line["custom_id"], line["error"], line["response"]["status_code"]) == ("a", None, 200)
+    answer = line["response"]["body"]
+    assert (answer["model"], answer["choices"][0]["finish_reason"]) == ("theirs", "length")
+    prompt_tokens = len(tokenizer("hi")["input_ids"])
+    assert answer["usage"] == {
+        "prompt_tokens": prompt_tokens, "completion_tokens": 4, "total_tokens": prompt_tokens + 4,
+    }  # fmt: skip
+    assert bad.error_kind == "unsupported"
+    line = json.loads(encode_error(1, bad.error_kind, bad.error, "b", "openai"))
+    assert (line["custom_id"], line["error"]["code"], line["response"]["status_code"]) == ("b", "unsupported", 400)
+    assert line["response"]["body"]["error"]["type"] == "invalid_request_error"
+    assert "`n`" in line["error"]["message"]

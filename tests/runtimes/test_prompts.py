@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from pilotlight.client.rows import prompt_line
 from pilotlight.runtimes.transformers import TransformersRuntime
 from pilotlight.runtimes.transformers.prompts import Prompt, Prompter, RowError
 from pilotlight.wire import Operation, Sampling
@@ -179,3 +181,35 @@ def test_preview_shows_prompt_and_ids(folder: Path, tokenizer: Any) -> None:
     assert chat["prompt"].startswith("<s><|user|>\nIs water wet?")
     assert plain["prompt_tokens"] == 2
     assert bad["error_kind"] == "bad_row"
+
+
+def test_token_ids_go_in_as_they_are(tokenizer: Any) -> None:
+    assert ids(tokenizer, {"prompt_token_ids": [1, 5, 9]}) == ids(tokenizer, {"prompt": [1, 5, 9]}) == [1, 5, 9]
+    assert ids(tokenizer, {"prompt": "a text", "prompt_token_ids": [1, 5, 9]}) == [1, 5, 9]
+    assert ids(tokenizer, json.loads(prompt_line([1, 5, 9]))) == [1, 5, 9]
+    for bad in ([1, 10**6], [-1], [True], [1.0], [], "text", {"a": 1}):
+        assert refusal(tokenizer, {"prompt_token_ids": bad}).kind == "bad_row"
+
+
+def test_an_openai_body_overrides_flags(tokenizer: Any) -> None:
+    flags: dict[str, Any] = {"result_format": "openai", "truncate_prompt_tokens": 5, "limit": 40}
+    row = {"prompt": list(range(100))}
+    assert ids(tokenizer, openai_row("/v1/completions", **row), **flags) == list(range(95, 100))
+    body = {**row, "truncate_prompt_tokens": 3, "max_tokens": 7, "temperature": 0.5}
+    found = render(
+        tokenizer, openai_row("/v1/completions", **body), sampling=Sampling(max_tokens=9, temperature=0.0), **flags
+    )
+    assert isinstance(found, Prompt)
+    assert (found.ids, found.max_tokens, found.sampling.temperature) == ([97, 98, 99], 7, 0.5)
+    fitting = {**row, "truncate_prompt_tokens": -1, "max_tokens": 7}
+    assert ids(tokenizer, openai_row("/v1/completions", **fitting), **flags) == list(range(67, 100))
+    unset = {**row, "truncate_prompt_tokens": None}
+    assert ids(tokenizer, openai_row("/v1/completions", **unset), **flags) == list(range(95, 100))
+
+
+@pytest.mark.parametrize("value", [0, -2, True, "3", 2.0])
+def test_an_openai_truncation_that_makes_no_sense(tokenizer: Any, value: Any) -> None:
+    row = openai_row("/v1/completions", prompt="x", truncate_prompt_tokens=value)
+    error = refusal(tokenizer, row, result_format="openai")
+    assert error.kind == "bad_row"
+    assert "`truncate_prompt_tokens`" in error.text

@@ -318,7 +318,8 @@ class TransformersModel:
         result: dict[str, Any] = {"text": row.text, "finish_reason": row.finish_reason, "usage": usage}
         if row.operation.result_format == "openai":
             name = f"{self._context.id}-{row.index}"
-            result = openai.response(result, chat=row.prompt.chat, model=self._context.name, request_id=name)
+            model = row.prompt.model or self._context.name
+            result = openai.response(result, chat=row.prompt.chat, model=model, request_id=name)
         counters = {
             "prompt_tokens": float(usage["prompt_tokens"]),
             "completion_tokens": float(usage["completion_tokens"]),

@@ -48,11 +48,14 @@ class BadBody(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """fields: `messages` or `prompt`, as a plain row has them."""
+    """fields: `messages` or `prompt`, as a plain row has them. truncate_prompt_tokens: as in `Operation`; None where
+    the body does not say. model: what the body calls the model, which the answer calls it too."""
 
     fields: dict[str, Any]
     sampling: Sampling
     chat_template_kwargs: dict[str, Any]
+    truncate_prompt_tokens: int | None
+    model: str | None
 
 
 def parse(line: dict[str, Any], defaults: Sampling) -> Request:
@@ -67,6 +70,7 @@ def parse(line: dict[str, Any], defaults: Sampling) -> Request:
     if name not in body:
         raise BadBody(f"The body has no `{name}`, which {url} needs.")
     kwargs: dict[str, Any] = {}
+    truncate: int | None = None
     changes: dict[str, Any] = {}
     for field, value in body.items():
         if value is None or field in _IGNORED_FIELDS:
@@ -77,6 +81,10 @@ def parse(line: dict[str, Any], defaults: Sampling) -> Request:
             changes["max_tokens"] = value
         elif field == "chat_template_kwargs" and isinstance(value, dict):
             kwargs = cast("dict[str, Any]", value)
+        elif field == "truncate_prompt_tokens":
+            if type(value) is not int or (value < 1 and value != -1):
+                raise BadBody(f"The body's `truncate_prompt_tokens` must be 1 or more, or -1, not {value!r}.")
+            truncate = value
         elif value not in _NEUTRAL.get(field, ()):
             raise Unsupported(f"The body asks for `{field}`, which this runtime does not support.")
     if "max_completion_tokens" in body and body["max_completion_tokens"] is not None:
@@ -86,7 +94,8 @@ def parse(line: dict[str, Any], defaults: Sampling) -> Request:
         sampling = msgspec.convert({**current, **changes}, Sampling)
     except msgspec.ValidationError as error:
         raise BadBody(f"The body's sampling fields can't be read: {error}") from error
-    return Request({name: body[name]}, sampling, kwargs)
+    model = body.get("model")
+    return Request({name: body[name]}, sampling, kwargs, truncate, model if isinstance(model, str) else None)
 
 
 def response(result: dict[str, Any], *, chat: bool, model: str, request_id: str) -> dict[str, Any]:

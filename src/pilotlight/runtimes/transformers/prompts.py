@@ -2,7 +2,8 @@
 
 - `messages` go through the chat template exactly once; the ids are those of `tokenizer.apply_chat_template`.
 - `prompt` text gets the tokenizer's own special tokens, but no second BOS where the text brings one; a list of ids
-  is taken as it is. Only `operation.chat` sends a prompt through the chat template, as one user message.
+  (there, or in `prompt_token_ids`, which counts before a text) is taken as it is. Only `operation.chat` sends a
+  prompt through the chat template, as one user message.
 - What can't be rendered is a `RowError`, never an exception that hurts the row's neighbours.
 
 Needs a tokenizer and no weights, so `--dry-run` uses it too. Call it after the fork only: fast tokenizers use threads.
@@ -25,7 +26,8 @@ PLAIN_MAX_TOKENS = 16
 class Prompt:
     """A row that can run. text: what was tokenised (None for given ids). chat: went through the chat template.
 
-    max_tokens: how many tokens may be generated; at least 1 for `generate`, 0 for `classify`.
+    max_tokens: how many tokens may be generated; at least 1 for `generate`, 0 for `classify`. model: what the row
+    calls the model, if it does.
     """
 
     ids: list[int]
@@ -34,6 +36,7 @@ class Prompt:
     truncated: bool
     max_tokens: int
     sampling: Sampling
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class _Rendered:
     special: bool
     sampling: Sampling
     max_tokens: int | None
+    truncate: int | None
+    model: str | None
 
 
 class _Refused(Exception):
@@ -119,7 +124,7 @@ class Prompter:
         if not isinstance(payload, dict | str):
             raise _Refused("bad_row", f"The row is a {type(payload).__name__}, not an object with fields.")
         fields = {"prompt": payload} if isinstance(payload, str) else cast("dict[str, Any]", payload)
-        kwargs = operation.chat_template_kwargs
+        kwargs, truncate, model = operation.chat_template_kwargs, operation.truncate_prompt_tokens, None
         if operation.result_format == "openai":
             try:
                 request = openai.parse(fields, sampling)
@@ -128,16 +133,17 @@ class Prompter:
             except openai.BadBody as bad:
                 raise _Refused("bad_row", str(bad)) from bad
             sampling, kwargs = request.sampling, {**kwargs, **request.chat_template_kwargs}
-            fields = request.fields
+            fields, model = request.fields, request.model
+            truncate = truncate if request.truncate_prompt_tokens is None else request.truncate_prompt_tokens
         messages, prompt = self._conversation(operation, fields)
         if messages is not None:
             text = self._apply_chat_template(messages, kwargs)
-            return _Rendered(text, None, True, False, sampling, sampling.max_tokens)
+            return _Rendered(text, None, True, False, sampling, sampling.max_tokens, truncate, model)
         max_tokens = PLAIN_MAX_TOKENS if sampling.max_tokens is None else sampling.max_tokens
         if isinstance(prompt, str):
             special = not (self._bos and prompt.startswith(self._bos))
-            return _Rendered(prompt, None, False, special, sampling, max_tokens)
-        return _Rendered(None, prompt, False, False, sampling, max_tokens)
+            return _Rendered(prompt, None, False, special, sampling, max_tokens, truncate, model)
+        return _Rendered(None, prompt, False, False, sampling, max_tokens, truncate, model)
 
     def _conversation(
         self, operation: Operation, fields: dict[str, Any]
@@ -148,6 +154,8 @@ class Prompter:
             prompt = _formatted(operation.prompt_template, fields)
         elif "messages" in fields:
             return _messages(operation, fields["messages"]), None
+        elif fields.get("prompt_token_ids") is not None:
+            prompt = self._checked_ids(fields["prompt_token_ids"], "`prompt_token_ids` is not a list of token ids.")
         elif "prompt" in fields:
             prompt = self._checked_prompt(fields["prompt"])
         else:
@@ -162,14 +170,17 @@ class Prompter:
     def _checked_prompt(self, prompt: Any) -> str | list[int]:
         if isinstance(prompt, str):
             return prompt
-        if isinstance(prompt, list) and prompt and all(type(item) is int for item in cast("list[Any]", prompt)):
-            ids = cast("list[int]", prompt)
-            vocabulary = len(self._tokenizer)
-            bad = next((item for item in ids if not 0 <= item < vocabulary), None)
-            if bad is not None:
-                raise _Refused("bad_row", f"Token id {bad} is outside the vocabulary of {vocabulary} tokens.")
-            return ids
-        raise _Refused("bad_row", "`prompt` is neither a text nor a list of token ids.")
+        return self._checked_ids(prompt, "`prompt` is neither a text nor a list of token ids.")
+
+    def _checked_ids(self, given: Any, otherwise: str) -> list[int]:
+        if not isinstance(given, list) or not given or any(type(item) is not int for item in cast("list[Any]", given)):
+            raise _Refused("bad_row", otherwise)
+        ids = cast("list[int]", given)
+        vocabulary = len(self._tokenizer)
+        bad = next((item for item in ids if not 0 <= item < vocabulary), None)
+        if bad is not None:
+            raise _Refused("bad_row", f"Token id {bad} is outside the vocabulary of {vocabulary} tokens.")
+        return ids
 
     def _apply_chat_template(self, messages: list[Any], kwargs: dict[str, Any]) -> str:
         if not self._tokenizer.chat_template:
@@ -186,7 +197,7 @@ class Prompter:
         generates = operation.kind == "generate"
         limit = self._max_model_len - (1 if generates else reserve)
         given = len(ids)
-        wish = operation.truncate_prompt_tokens
+        wish = item.truncate
         if wish is not None:
             fits = max(1, self._max_model_len - (item.max_tokens or 1)) if generates else limit
             ids = ids[-max(1, min(fits, limit) if wish < 0 else min(wish, limit)) :]
@@ -198,7 +209,7 @@ class Prompter:
             return RowError("prompt_too_long", text)
         room = self._max_model_len - len(ids)
         max_tokens = (room if item.max_tokens is None else min(item.max_tokens, room)) if generates else 0
-        return Prompt(ids, item.text, item.chat, len(ids) < given, max_tokens, item.sampling)
+        return Prompt(ids, item.text, item.chat, len(ids) < given, max_tokens, item.sampling, item.model)
 
 
 def _messages(operation: Operation, given: Any) -> list[Any]:
