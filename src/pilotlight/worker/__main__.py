@@ -14,7 +14,7 @@ import msgspec
 
 from pilotlight.core.errors import ConfigError, PilotlightError
 from pilotlight.wire import PoolSpec
-from pilotlight.worker import build, devices, guardian
+from pilotlight.worker import build, devices, guardian, log
 from pilotlight.worker.loop import AgentLoop
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         link = build.worker_link(options.pool)
         asyncio.run(AgentLoop(options.name, spec, found, link).run())
     except PilotlightError as error:
-        print(f"pilotlight worker: {error}", file=sys.stderr)
+        log.say_plainly(f"pilotlight worker: {error}")
         return error.exit_code
     return 0
 

@@ -11,7 +11,6 @@ import contextlib
 import os
 import platform
 import signal
-import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -52,6 +51,7 @@ from pilotlight.messages import (
 from pilotlight.ports import WorkerLink
 from pilotlight.rowstore import RowStore
 from pilotlight.wire import Context, DeviceSpec, Operation, PoolSpec
+from pilotlight.worker import log
 from pilotlight.worker.processes import Servers
 
 TICK_S = 0.1
@@ -133,7 +133,7 @@ class AgentLoop:
             self._link.send(rows)
 
     def _manager_gone(self, reason: str) -> None:
-        _log(f"the manager is gone: {reason}")
+        log.say(f"the manager is gone: {reason}")
         self._lost.set()
 
     def _manager_said(self, message: ManagerMessage) -> None:
@@ -224,7 +224,7 @@ class AgentLoop:
                         self._link.send(Reported(resident=resident))
                 case do.StartReplica():
                     self._load_began[decision.replica_id] = time.monotonic()
-                    _log(f"starting {decision.replica_id} with {decision.variant_id} on {decision.device_id}")
+                    log.say(f"starting {decision.replica_id} with {decision.variant_id} on {decision.device_id}")
                     context = self._contexts[decision.variant_id]
                     self._servers.start(decision.replica_id, context, self._devices[decision.device_id])
                 case do.StopReplica():
@@ -232,7 +232,7 @@ class AgentLoop:
                 case do.SendStopped(device_id, variant_id, replica_id):
                     self._link.send(Stopped(device=device_id, variant=variant_id, replica=replica_id))
                 case do.SendDied(device_id, variant_id, replica_id, rows, started, reason):
-                    _log(f"{replica_id} died: {reason}")
+                    log.say(f"{replica_id} died: {reason}")
                     died = Died(
                         device=device_id,
                         variant=variant_id,
@@ -243,14 +243,14 @@ class AgentLoop:
                     )
                     self._link.send(died)
                 case do.SendLoadFailed(device_id, variant_id, replica_id, kind, reason):
-                    _log(f"{replica_id or variant_id} could not load: {reason}")
+                    log.say(f"{replica_id or variant_id} could not load: {reason}")
                     self._link.send(
                         LoadFailed(device=device_id, variant=variant_id, replica=replica_id, kind=kind, reason=reason)
                     )
                 case do.SendLeaving():
                     self._link.send(Leaving(grace_s=decision.grace_s, reason=decision.reason))
                 case do.Exit():
-                    _log(f"leaving: {decision.reason}")
+                    log.say(f"leaving: {decision.reason}")
                     self._over.set()
 
     def _feed(self, decision: do.FeedRows) -> None:
@@ -305,8 +305,3 @@ class AgentLoop:
 
     def _signalled(self, number: signal.Signals) -> None:
         self._handle(ev.DrainAsked(self._spec.grace_s, f"it got {number.name}"))
-
-
-def _log(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stderr.flush()

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -56,7 +56,7 @@ class Server:
         self._on_reply = on_reply
         self.log_path = log_dir / f"{prefix}-server-{runtime}.log"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        with self.log_path.open("ab") as log:
+        with _opened(self.log_path) as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pilotlight.worker.server", runtime, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -240,6 +240,14 @@ class Servers:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _opened(log_path: Path) -> BinaryIO:
+    """A log to append to; nowhere, where the disk can't take it."""
+    try:
+        return log_path.open("ab")
+    except OSError:
+        return Path(os.devnull).open("ab")
 
 
 def _last_line(path: Path) -> str:

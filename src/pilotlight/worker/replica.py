@@ -10,7 +10,6 @@ import os
 import select
 import socket
 import time
-import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ from pilotlight.core.errors import LoadError, PilotlightError, RequestError
 from pilotlight.messages import Failed, Feed, Finished, Live, Load, Quit, ReplicaMessage, ReplicaReply
 from pilotlight.ports import Model, Outcome, Row, Runtime
 from pilotlight.wire import Operation, ResultChunk, Span
+from pilotlight.worker import log
 from pilotlight.worker.coder import Coder
 
 
@@ -191,7 +191,7 @@ def serve(sock: socket.socket, runtime: Runtime) -> None:
             pipe.send(Failed(kind=error.kind, reason=str(error)))
             return
         except Exception as error:
-            traceback.print_exc()
+            log.say_error()
             reason = f"{type(error).__name__}: {error}"
             pipe.send(Failed(kind=LoadError.kind, reason=reason))
             return

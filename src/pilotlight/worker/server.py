@@ -7,12 +7,12 @@ when the agent does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import socket
 import sys
-import traceback
 from typing import NoReturn
 
 import msgspec
@@ -20,7 +20,7 @@ import msgspec
 from pilotlight.core.errors import PilotlightError
 from pilotlight.messages import Exited, Forked, ServerReply, Spawn
 from pilotlight.ports import Runtime
-from pilotlight.worker import build, replica
+from pilotlight.worker import build, log, replica
 
 LINE_BYTES_MAX = 1 << 16
 
@@ -83,17 +83,13 @@ class Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for other in (*private, self._control.fileno(), *self._sockets):
                 os.close(other)
-            log = os.open(spawn.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.close(log)
+            _write_to(spawn.log_path)
             replica.serve(socket.socket(fileno=fd), self._runtime)
             status = 0
         except BaseException:  # the last stop of this process: say it in the log and end
-            traceback.print_exc()
+            log.say_error()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            log.flush()
             os._exit(status)
 
     def _reap(self) -> None:
@@ -105,6 +101,15 @@ class Server:
 
     def _say(self, message: ServerReply) -> None:
         self._control.sendall(msgspec.json.encode(message) + b"\n")
+
+
+def _write_to(log_path: str) -> None:
+    """Let stdout and stderr go to this file; where it can't be made, to the server's."""
+    with contextlib.suppress(OSError):
+        file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
 
 
 def main(argv: list[str]) -> int:
@@ -119,7 +124,7 @@ def main(argv: list[str]) -> int:
         runtime.preload()
         Server(control, runtime).run()
     except PilotlightError as error:
-        sys.stderr.write(f"{error}\n")
+        log.say_plainly(str(error))
         return error.exit_code
     except (BrokenPipeError, ConnectionResetError):
         return 0
