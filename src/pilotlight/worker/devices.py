@@ -1,4 +1,4 @@
-"""What this machine may use: GPUs of CUDA_VISIBLE_DEVICES, CPUs of the affinity mask, memory of the cgroup.
+"""What this machine may use: GPUs of CUDA_VISIBLE_DEVICES, CPUs of the affinity mask, CPUs and memory of the cgroup.
 
 Nothing here initialises CUDA: GPUs are asked through NVML (nvidia-ml-py), which knows nothing of CUDA_VISIBLE_DEVICES,
 so that variable is read here the way CUDA reads it: indices, UUIDs or MIG UUIDs (or unambiguous beginnings), and
@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from pilotlight.wire import DeviceSpec
+from pilotlight.worker import log
 
 CPU_MEMORY_SHARE = 0.8
 """The part of free host memory that a CPU device may fill."""
+ROOT = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU (or MIG slice) as NVML names it. memory_bytes: free now."""
+    """A GPU (or MIG slice) as NVML names it. memory_bytes: free now; 0: it can't be used, but it has its number."""
 
     uuid: str
     name: str
@@ -38,7 +40,7 @@ def find(slot: int = 0, slots: int = 1, environ: Mapping[str, str] = os.environ)
     a GPU, a worker has its share of the CPUs as one device.
     """
     cpus, memory = cpu_count(), int(memory_free_bytes() * CPU_MEMORY_SHARE)
-    gpus = visible(all_gpus(), environ.get("CUDA_VISIBLE_DEVICES"))
+    gpus = [gpu for gpu in visible(all_gpus(), environ.get("CUDA_VISIBLE_DEVICES")) if gpu.memory_bytes]
     threads = max(1, cpus // slots)
     if not gpus:
         return [DeviceSpec(id="cpu", kind="cpu", type="cpu", memory_bytes=memory // slots, threads=threads)]
@@ -75,7 +77,11 @@ def visible(gpus: list[Gpu], setting: str | None) -> list[Gpu]:
 
 
 def all_gpus() -> list[Gpu]:
-    """Every GPU and MIG slice of this machine, in NVML's (the PCI bus's) order; none where there is no driver."""
+    """Every GPU and MIG slice of this machine, in NVML's (the PCI bus's) order; none where there is no driver.
+
+    A GPU that does not answer (it fell off the bus) or can't tell its memory (it is part of the CPU) keeps its place,
+    with no memory: the numbers in CUDA_VISIBLE_DEVICES count it.
+    """
     try:
         nvml: Any = importlib.import_module("pynvml")  # it has no types
     except ImportError:
@@ -84,16 +90,24 @@ def all_gpus() -> list[Gpu]:
         nvml.nvmlInit()
     except nvml.NVMLError:
         return []
+    gpus: list[Gpu] = []
     try:
-        gpus: list[Gpu] = []
         for number in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(number)
-            gpu = _gpu(nvml, handle)
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(number)
+                gpu = _gpu(nvml, handle)
+            except nvml.NVMLError as error:
+                log.say(f"GPU {number} can't be used: {error}")
+                gpus.append(Gpu(f"unusable-{number}", "", 0))
+                continue
             gpus.append(gpu)
             gpus.extend(_slices(nvml, handle, gpu.uuid))
-        return gpus
+    except nvml.NVMLError as error:
+        log.say(f"GPUs can't be counted: {error}")
     finally:
-        nvml.nvmlShutdown()
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+    return gpus
 
 
 def _slices(nvml: Any, handle: Any, uuid: str) -> list[Gpu]:
@@ -117,31 +131,49 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def cpu_count() -> int:
-    """CPUs of the affinity mask, or of the cgroup's quota where that is less."""
+def cpu_count(root: Path = ROOT) -> int:
+    """CPUs of the affinity mask, or of the least quota of its cgroups where that is less."""
     try:
         cpus = len(os.sched_getaffinity(0))
     except AttributeError:
         cpus = os.cpu_count() or 1
-    quota = _read("/sys/fs/cgroup/cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit():
-        cpus = min(cpus, max(1, int(quota[0]) // int(quota[1])))
+    for cgroup in _cgroups(root):
+        quota = _read(cgroup / "cpu.max").split()
+        if len(quota) == 2 and quota[0].isdigit():
+            cpus = min(cpus, max(1, int(quota[0]) // int(quota[1])))
     return cpus
 
 
-def memory_free_bytes() -> int:
-    """Host memory that is free for us: what the kernel calls available, or what the cgroup leaves of its limit."""
+def memory_free_bytes(root: Path = ROOT) -> int:
+    """Host memory that is free for us: what the kernel calls available, or the least that a cgroup leaves of its limit.
+
+    Files that nobody used lately count as free: the kernel drops them before it calls a cgroup full.
+    """
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
-    if limit.isdigit() and used.isdigit():
-        free = min(free, max(int(limit) - int(used), 0))
+    for cgroup in _cgroups(root):
+        limit, used = _read(cgroup / "memory.max").strip(), _read(cgroup / "memory.current").strip()
+        if limit.isdigit() and used.isdigit():
+            stat = dict(line.split() for line in _read(cgroup / "memory.stat").splitlines())
+            taken = int(used) - int(stat.get("inactive_file", 0))
+            free = min(free, max(int(limit) - max(taken, 0), 0))
     return free
 
 
-def _read(path: str) -> str:
+def _cgroups(root: Path) -> list[Path]:
+    """The folders of this process's own cgroup (version 2) and of those above it, whose limits hold for it too."""
+    top = root / "sys/fs/cgroup"
+    lines = _read(root / "proc/self/cgroup").splitlines()
+    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    parts = [part for part in own.split("/") if part]
+    if ".." in parts:  # outside of what this container can see
+        parts = []
+    return [top.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+
+
+def _read(path: Path) -> str:
     try:
-        return Path(path).read_text()
+        return path.read_text()
     except OSError:
         return ""
