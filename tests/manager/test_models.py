@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from pilotlight.core.errors import ConfigError, ModelNotFound
 from pilotlight.manager import models
@@ -130,3 +134,74 @@ def test_a_request_is_resolved_as_a_whole(folder: Path) -> None:
 def test_contexts_without_a_model_are_left_alone(runtime: str) -> None:
     request = _request(Context(runtime=runtime, name="x", identity="y"))
     assert models.resolve_request(request) is request
+
+
+def test_a_name_that_is_too_long_is_not_found() -> None:
+    with pytest.raises(ModelNotFound, match=r"can't be read: xxx"):
+        models.resolve("x" * 5000)
+    with pytest.raises(ModelNotFound):
+        models.resolve("~nobody-of-that-name/model")
+
+
+def test_a_broken_link_is_named(folder: Path) -> None:
+    (folder / "tokenizer.model").symlink_to("gone")
+    with pytest.raises(ModelNotFound, match=r"tokenizer\.model: No such file"):
+        models.resolve(str(folder))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", [".", "model.safetensors"])
+def test_what_may_not_be_read_is_named(folder: Path, name: str) -> None:
+    (folder / name).chmod(0)
+    try:
+        with pytest.raises(ModelNotFound, match="Permission denied"):
+            models.resolve(str(folder))
+    finally:
+        (folder / name).chmod(0o700)
+
+
+def test_an_unreadable_folder_is_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listdir(path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(ModelNotFound, match="some-model: Permission denied"):
+        models.resolve(str(folder))
+
+
+def test_a_second_copy_of_the_weights_does_not_count(folder: Path) -> None:
+    (folder / "consolidated.safetensors").write_bytes(b"x" * 100)
+    assert models.weight_bytes(folder) == len(b"weights")
+    (folder / "model-1.safetensors").write_bytes(b"xx")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}})
+    )
+    assert models.weight_bytes(folder) == 2
+
+
+def test_an_index_that_does_not_fit_is_refused(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    raw = Context(runtime="auto", name=str(folder), identity="", model_path=str(folder))
+    index.write_text("[]")
+    with pytest.raises(ConfigError, match=r"index\.json"):
+        models.resolve_request(_request(raw))
+    index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    with pytest.raises(ModelNotFound, match=r"gone\.safetensors"):
+        models.resolve_request(_request(raw))
+
+
+@pytest.mark.parametrize(
+    "error", [HfHubHTTPError.__bases__[0]("slow"), RuntimeError("xet"), OSError(28, "No space left")]
+)
+def test_a_download_that_breaks_off_is_a_sentence(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(model: str, **wishes: Any) -> str:
+        asked.update(wishes)
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ModelNotFound, match="hf download owner/name"):
+        models.resolve("owner/name")
+    assert {"consolidated*", "original/*"} <= set(asked["ignore_patterns"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -51,10 +52,22 @@ def test_it_is_idempotent(tmp_path: Path) -> None:
 
 def test_classify_samples_nothing(tmp_path: Path) -> None:
     operation = Operation(kind="classify", labels=["a", "b"])
-    assert msgspec.structs.asdict(effective(str(tmp_path), operation)) == msgspec.structs.asdict(operation)
+    assert effective(str(tmp_path), operation) == operation
+    heated = msgspec.structs.replace(operation, sampling=Sampling(temperature=0.7))
+    assert effective(str(tmp_path), heated) == operation
 
 
-def test_a_broken_generation_config_is_named(tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[1]", '{"temperature": "hot"}', "null"])
+def test_a_broken_generation_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"generation_config\.json"):
         effective(str(tmp_path), Operation(kind="generate"))
+
+
+@pytest.mark.parametrize("kind", ["generate", "classify"])
+def test_a_truncation_keeps_something(tmp_path: Path, kind: Any) -> None:
+    for value in (0, -2):
+        with pytest.raises(ConfigError, match=f"truncate_prompt_tokens.*{value}"):
+            effective(str(tmp_path), Operation(kind=kind, truncate_prompt_tokens=value))
+    for value in (-1, 1, None):
+        assert effective(str(tmp_path), Operation(kind=kind, truncate_prompt_tokens=value)).kind == kind

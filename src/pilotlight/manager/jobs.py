@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from pilotlight.core.errors import InputError
+from pilotlight.manager.sampling import seed_of
 from pilotlight.messages import RowsOut
 from pilotlight.ports import JobOutput, Source
 from pilotlight.rowstore import RowStore
@@ -137,7 +138,10 @@ def variant_id(request: JobRequest) -> str:
 
 
 def identity(request: JobRequest) -> dict[str, Any]:
-    """What makes two jobs the same: everything that changes an answer, by the names that a refusal can say."""
+    """What makes two jobs the same: everything that changes an answer, by the names that a refusal can say.
+
+    Sampling counts where something samples; a seed that follows from all the rest would only say the same again.
+    """
     operation = request.operation
     named: dict[str, Any] = {
         "model": request.context.name,
@@ -149,10 +153,12 @@ def identity(request: JobRequest) -> dict[str, Any]:
     named["operation"] = named.pop("kind")
     sampling = named.pop("sampling")
     if operation.kind == "generate":
-        named |= {f"sampling {name}": value for name, value in msgspec.structs.asdict(sampling).items()}
+        named |= msgspec.structs.asdict(sampling)
+        if sampling.seed == seed_of(operation):
+            del named["seed"]
     if operation.function is not None:
         named["function"] = digest(operation.function)
-    return {name: value for name, value in named.items() if value not in (None, [], {}, "", False)}
+    return {name: value for name, value in named.items() if value is not None and value not in ([], {}, "")}
 
 
 def only(chunk: ResultChunk, spans: list[Span]) -> ResultChunk:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
+import stat
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from pilotlight.core.errors import ConfigError, MissingExtra, ModelNotFound
+from pilotlight.core.errors import ConfigError, ModelNotFound
 from pilotlight.manager import sampling
 from pilotlight.wire import Context, JobRequest
 
@@ -25,6 +26,8 @@ SAMPLE_BYTES = 1 << 20
 SAMPLES = 8
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _CODE = ["*.py"]
+_COPIES = ["consolidated*", "original/*"]
+"""The same weights once more, in a layout that no runtime of ours reads."""
 _RUNTIME_OF_AUTO = "transformers"
 
 
@@ -50,13 +53,15 @@ def resolve_request(request: JobRequest) -> JobRequest:
     code = bool(options.get("trust_remote_code"))
     path, identity, name = resolve(context.model_path, revision, with_code=code)
     runtime = _RUNTIME_OF_AUTO if context.runtime == "auto" else context.runtime
+    with _readable(context.model_path):
+        memory_bytes = context.memory_bytes or weight_bytes(Path(path))
     resolved = Context(
         runtime=runtime,
         name=name,
         identity=identity,
         model_path=path,
         options=options,
-        memory_bytes=context.memory_bytes or weight_bytes(Path(path)),
+        memory_bytes=memory_bytes,
     )
     operation = sampling.effective(path, request.operation)
     return msgspec.structs.replace(request, context=resolved, operation=operation)
@@ -67,34 +72,41 @@ def resolve(model: str, revision: str | None = None, *, with_code: bool = False)
 
     model: a folder, or a hub id at `revision` (a branch, tag or commit). with_code: fetch its Python files too.
     """
-    folder = Path(model).expanduser()
-    try:
-        is_folder = folder.is_dir()
-    except OSError as error:
-        raise ModelNotFound(f"the model {model[:200]} can't be read: {error.strerror}") from error
-    if is_folder:
-        if revision is not None:
-            raise ConfigError(f"--revision {revision} is for hub ids; {model} is a folder")
-        folder = folder.resolve()
-        _check_folder(folder, model)
-        try:
+    with _readable(model):
+        folder = Path(os.path.expanduser(model))  # Path's own raises where there is no such user
+        if folder.is_dir():
+            if revision is not None:
+                raise ConfigError(f"--revision {revision} is for hub ids; {model} is a folder")
+            folder = folder.resolve()
+            _check_folder(folder, model)
             return Resolved(str(folder), content_digest(folder), folder.name)
-        except OSError as error:
-            raise ModelNotFound(f"{error.filename or model} can't be read: {error.strerror}") from error
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise ModelNotFound(f"the model folder {model} does not exist")
     path = _snapshot(model, revision, _FILES + (_CODE if with_code else []))
-    _check_folder(path, model)
+    with _readable(model):
+        _check_folder(path, model)
     # A snapshot's folder is named by its commit, whatever branch or tag was asked for.
     return Resolved(str(path), f"{model}@{path.name}", model)
 
 
+@contextlib.contextmanager
+def _readable(model: str) -> Generator[None]:
+    """What the system says of a model's files becomes a `ModelNotFound`."""
+    try:
+        yield
+    except OSError as error:
+        where = str(error.filename or model)
+        where = where if len(where) <= 200 else where[:200] + "..."
+        raise ModelNotFound(f"the model can't be read: {where}: {error.strerror or error}") from error
+
+
 def _check_folder(folder: Path, model: str) -> None:
-    if not (folder / "config.json").is_file():
+    names = os.listdir(folder)  # unlike `glob`, it says so where it may not look
+    if "config.json" not in names:
         raise ModelNotFound(f"{model} is no model: it has no config.json")
-    if any(folder.glob("*.safetensors")):
+    if any(name.endswith(".safetensors") for name in names):
         return
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
         message = (
             f"{model} has its weights as pickled .bin files only, which run code when they are loaded: safetensors are "
             f"needed (model.save_pretrained(folder, safe_serialization=True) makes them)"
@@ -115,9 +127,12 @@ def content_digest(folder: Path) -> str:
     """
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file() or path.suffix in {".bin", ".pt", ".pth", ".md"}:
+        if path.name.startswith(".") or path.suffix in {".bin", ".pt", ".pth", ".md"}:
             continue
-        size = path.stat().st_size
+        status = path.stat()  # raises for a link whose target is gone: a part of the model is missing
+        if not stat.S_ISREG(status.st_mode):
+            continue
+        size = status.st_size
         total.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
             if size <= WHOLE_BYTES_MAX:
@@ -132,31 +147,36 @@ def content_digest(folder: Path) -> str:
 def weight_bytes(folder: Path) -> int:
     """Size of the weights on disk: a hint of what a live replica needs.
 
-    Where an index names the files, others (a second copy in another layout) don't count.
+    Where an index names the files, or they are called as transformers calls them, others (a second copy in another
+    layout) don't count. Raises OSError for a file that is missing, `ConfigError` for an index that can't be read.
     """
     index = folder / "model.safetensors.index.json"
-    names = [path.name for path in folder.glob("*.safetensors")]
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        names = list(set(json.loads(index.read_text())["weight_map"].values()))
-    return sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    try:
+        named = set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
+    except FileNotFoundError:
+        names = [path.name for path in folder.glob("*.safetensors")]
+        named = {name for name in names if name.startswith("model")} or names
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{index} can't be read: {error}") from error
+    return sum((folder / name).stat().st_size for name in named)
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
 
 
 # --- the hub -------------------------------------------------------------------------------------------------
 
 
 def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError as error:
-        message = f"{model} is no folder, and fetching hub models needs huggingface_hub: pip install huggingface_hub"
-        raise MissingExtra(message) from error
+    import huggingface_hub
+    from huggingface_hub import errors
+
     at = f" --revision {revision}" if revision else ""
     fetch = f"hf download {model}{at}"
     try:
         hub: Any = huggingface_hub
-        ignored = ["consolidated*", "original/*"]  # second copies of the weights
-        found = hub.snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=ignored)
+        found = hub.snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_COPIES)
         return Path(found)
     except errors.GatedRepoError as error:
         message = (
@@ -178,9 +198,14 @@ def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
     except errors.LocalEntryNotFoundError as error:
         message = f"{model} is not in the cache ({_cache()}) and {_why_offline()}; where there is a network: `{fetch}`"
         raise ModelNotFound(message) from error
-    except (errors.HfHubHTTPError, OSError) as error:
+    except (_network_error(errors.HfHubHTTPError), OSError, RuntimeError) as error:  # RuntimeError: hf_xet's own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelNotFound(f"{model} can't be fetched ({reason}); try `{fetch}`") from error
+
+
+def _network_error(of_hub: type[Exception]) -> type[Exception]:
+    """What the HTTP library under the hub's own raises when a download breaks off: httpx's or httpx2's, by version."""
+    return next((base for base in of_hub.__mro__ if base.__name__ == "HTTPError"), of_hub)
 
 
 def _cache() -> Any:

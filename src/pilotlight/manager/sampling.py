@@ -6,7 +6,6 @@ nobody set follows from the request: equal requests draw equal tokens, as vLLM's
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +45,14 @@ _FROM_MODEL = {
 def effective(model_path: str, operation: Operation) -> Operation:
     """The operation with every sampling value set, but for `max_tokens` where nobody says any.
 
-    Only `generate` samples; others are given back as they are. Raises `ConfigError` for a generation_config.json that
-    can't be read.
+    Only `generate` samples; of others, what was said about sampling is dropped. Raises `ConfigError` for a
+    generation_config.json that can't be read, and for a truncation that makes no sense.
     """
     keep = operation.truncate_prompt_tokens
     if keep is not None and keep != -1 and keep < 1:
         raise ConfigError(f"truncate_prompt_tokens is -1 (as many as fit) or 1 and more, not {keep}")
     if operation.kind != "generate":
-        return operation
+        return msgspec.structs.replace(operation, sampling=Sampling())
     values = {
         **_set(_DEFAULTS),
         **_of_model(Path(model_path) / "generation_config.json"),
@@ -64,9 +63,15 @@ def effective(model_path: str, operation: Operation) -> Operation:
     effective_operation = msgspec.structs.replace(operation, sampling=Sampling(**values))
     if values.get("seed") is None:
         # Drawn from the request itself, so that a rerun that goes on after an interruption asks for the same thing.
-        values["seed"] = int(effective_operation.id, 16) & 0x7FFF_FFFF
+        values["seed"] = seed_of(effective_operation)
         effective_operation = msgspec.structs.replace(operation, sampling=Sampling(**values))
     return effective_operation
+
+
+def seed_of(operation: Operation) -> int:
+    """The seed where nobody sets one, drawn from everything else in the operation."""
+    unseeded = msgspec.structs.replace(operation.sampling, seed=None)
+    return int(msgspec.structs.replace(operation, sampling=unseeded).id, 16) & 0x7FFF_FFFF
 
 
 def _set(sampling: Sampling) -> dict[str, Any]:
@@ -74,14 +79,11 @@ def _set(sampling: Sampling) -> dict[str, Any]:
 
 
 def _of_model(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        given: Any = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        given = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        found = {ours: given[theirs] for ours, theirs in _FROM_MODEL.items() if given.get(theirs) is not None}
+        return _set(msgspec.convert(found, Sampling))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path} is no JSON object")
-    return {
-        ours: given[theirs] for ours, theirs in _FROM_MODEL.items() if theirs in given and given[theirs] is not None
-    }
