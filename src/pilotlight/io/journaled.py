@@ -70,8 +70,12 @@ def verify(source: Source, folder: JobFolder) -> None:
             raise _changed(folder, f"rows {first} to {first + expected[0] - 1} differ")
     if to_the_end and fingerprint.rows != folder.rows_total:
         raise _changed(folder, f"it has {fingerprint.rows:,} rows now, and had {folder.rows_total:,}")
-    if not to_the_end and found.keys() < known.keys():
+    rows_known = sum(rows for rows, _ in known.values())
+    if fingerprint.rows < rows_known:
         raise _changed(folder, f"it has only {fingerprint.rows:,} rows now")
+    if any(found[block] != expected for block, expected in known.items()):
+        # Its last, partial block was journaled, and then the run was killed before it could journal the end.
+        raise _changed(folder, f"it had {rows_known:,} rows, and has more now")
 
 
 def _changed(folder: JobFolder, how: str) -> InputChanged:
