@@ -314,7 +314,7 @@ class Died(_Message, frozen=True, kw_only=True):
 
 
 class LoadFailed(_Message, frozen=True, kw_only=True):
-    """A replica could not load. `kind` is the error's; `no_room` with `memory_bytes` free where memory is short."""
+    """A replica could not load. `kind` is the error's, as `core.errors.verdict` knows it."""
 
     device: str
     variant: str

@@ -288,7 +288,7 @@ class World:
                 worker.up.append(ev.ReplicaDied(name, device_id, variant_id, rows, started, reason))
             case do.SendLoadFailed(device_id, variant_id, _, kind, reason):
                 worker.up.append(
-                    ev.LoadFailed(name, device_id, variant_id, kind == "no_room", reason, kind == "no_room_now")
+                    ev.LoadFailed(name, device_id, variant_id, kind == "no_room", reason, kind == "crowded")
                 )
             case do.SendLeaving(_, reason):
                 worker.up.append(ev.WorkerLeaving(name, reason))

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -252,4 +253,15 @@ def test_a_changed_input_is_refused(ground: Playground) -> None:
     code, said = ground.run(*command, "--overwrite")
     assert code == 0, said
     assert len(out.read_text().splitlines()) == 6000
+    ground.assert_clean()
+
+
+@pytest.mark.parametrize("how", ["2>&1 | head -1", "2>&-", ">/dev/full 2>&1", ">&- 2>&-"])
+def test_a_reader_that_goes_away_costs_no_row(ground: Playground, how: str) -> None:
+    source = ground.rows(2000, sleep_s=0.001)
+    run = f"{sys.executable} -m pilotlight run {source} -o out.jsonl --runtime echo --workers 1 -v {how}"
+    subprocess.run(
+        ["/bin/bash", "-c", f"set -o pipefail; {run}"], cwd=ground.folder, env=ground.environment, check=True
+    )
+    assert len((ground.folder / "out.jsonl").read_text().splitlines()) == 2000
     ground.assert_clean()

@@ -6,7 +6,6 @@ Each verb's module is imported when it is used, so that `--help` costs little. C
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from pilotlight import __version__
+from pilotlight.cli.steady import steady_streams
 
 _SHOWN = Parameter(show_default=lambda value: None if value in {False, None, ()} else value)
 """A default is worth reading unless it is "no" or "unset"."""
@@ -47,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         sys.argv = [f"pilotlight {arguments[0]}", *arguments[1:]]
         sys.exit(importlib.import_module(_PROCESSES[arguments[0]]).main())
-    sys.exit(invoke(arguments))
+    steady_streams()
+    code = invoke(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
 
 
 def invoke(arguments: list[str]) -> int:
@@ -60,10 +64,6 @@ def invoke(arguments: list[str]) -> int:
         text = " ".join(str(error).split())
         verb = "".join(f" {name}" for name in error.command_chain or ())
         return _complain(f"{text} (pilotlight{verb} --help shows what there is)", 2)
-    except BrokenPipeError:
-        # Whoever read our output has gone; nothing can be said to them.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         return 130
     except Exception as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pilotlight.client import launch, pickling
+from pilotlight.client.checks import check_truncation
 from pilotlight.client.connection import Link
 from pilotlight.client.contexts import STATELESS, Context
 from pilotlight.client.feed import WINDOW_BYTES, WINDOW_ROWS, Encoder, Feeder, Window
@@ -186,6 +187,7 @@ class Pool:
         ordered: bool = True,
     ) -> Job[Classification]:
         """Compare `labels` as continuations of each row's prompt (or of `prompt_template` over a dict's fields)."""
+        check_truncation(truncate_prompt_tokens, "truncate_prompt_tokens")
         operation = Operation(
             kind="echo" if llm.wire.runtime == "echo" else "classify",
             labels=check_labels(labels),
@@ -241,6 +243,7 @@ class Pool:
     ) -> Job[Result]:
         """A job between files, which the manager reads and writes; it survives this process and can be resumed by
         the same call. operation: what is done with each row. Nothing to iterate over: `wait` for it."""
+        check_truncation(operation.truncate_prompt_tokens, "truncate_prompt_tokens")
         request = JobRequest(
             context=llm.wire,
             operation=operation,
@@ -356,7 +359,8 @@ class Pool:
 
     def _gone(self) -> LinkClosed:
         where = f" (logs: {self.log_dir})" if self.log_dir else ""
-        return LinkClosed(f"the pool's manager is gone: {self._lost}{where}")
+        how_on = "a job between files goes on when it is started again"
+        return LinkClosed(f"the pool's manager is gone ({self._lost}); {how_on}{where}")
 
 
 _Start = Callable[[], None]

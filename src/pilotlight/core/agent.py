@@ -25,6 +25,7 @@ from pilotlight.core.decisions import (
     StartReplica,
     StopReplica,
 )
+from pilotlight.core.errors import Crowded, NoRoom
 from pilotlight.core.model import Device, DeviceId, JobId, LeaseId, ReplicaId, Variant, VariantId
 from pilotlight.core.ranges import IndexSet, Span, span_count
 from pilotlight.core.transitions import REPLICA, ReplicaState, step
@@ -298,7 +299,7 @@ class Agent:
         if any(r.state is ReplicaState.STOPPING or r.variant.variant_id not in wanted for r in here.values()):
             return False  # room comes when these have ended; `_exited` settles again
         slot.refused.add(variant.variant_id)
-        kind = "no_room" if not here else "no_room_now"
+        kind = Crowded.kind if here else NoRoom.kind
         reason = (
             f"it needs about {variant.memory_bytes / 1e9:.1f} GB and {slot.device.kind} has "
             f"{(slot.device.memory_bytes - used) / 1e9:.1f} GB free"

@@ -90,6 +90,20 @@ class LoadError(PilotlightError):
     retry = Retry.ELSEWHERE
 
 
+class NoRoom(LoadError):
+    """A context needs more memory than a device has."""
+
+    kind = "no_room"
+    retry = Retry.NEVER
+
+
+class Crowded(LoadError):
+    """A context finds no room beside what a device holds now."""
+
+    kind = "crowded"
+    retry = Retry.LATER
+
+
 class RequestError(PilotlightError):
     """One row's own fault; becomes its error row."""
 
@@ -114,3 +128,13 @@ class JobCancelled(PilotlightError):
     """A job was cancelled before it was done."""
 
     kind = "cancelled"
+
+
+def verdict(kind: str) -> Retry:
+    """What may help after an error of this kind, as another process reported it; elsewhere, if the kind is unknown."""
+    leaves: list[type[PilotlightError]] = [PilotlightError]
+    for leaf in leaves:
+        if leaf.kind == kind:
+            return leaf.retry
+        leaves += leaf.__subclasses__()
+    return Retry.ELSEWHERE

@@ -17,7 +17,7 @@ from typing import Protocol
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.allocation import Options
-from pilotlight.core.errors import InputError, OutputError, PilotlightError, Superseded
+from pilotlight.core.errors import InputError, OutputError, PilotlightError, Retry, Superseded, verdict
 from pilotlight.core.model import Device, Variant
 from pilotlight.core.ranges import Span, span_count
 from pilotlight.core.scheduler import Scheduler
@@ -55,8 +55,6 @@ from pilotlight.wire import VERSION, Context, ResultChunk
 TICK_S = 0.1
 SYNC_S = 0.5
 ACK_S = 0.02
-PERMANENT = {"missing_extra", "config", "model_not_found", "no_room", "unsupported"}
-"""Kinds of load failure that the same device would only repeat."""
 
 
 class Watcher(Protocol):
@@ -322,7 +320,8 @@ class Manager:
                     )
                 )
             case LoadFailed():
-                permanent, crowded = message.kind in PERMANENT, message.kind == "no_room_now"
+                helps = verdict(message.kind)
+                permanent, crowded = helps is Retry.NEVER, helps is Retry.LATER
                 failed = ev.LoadFailed(worker_id, message.device, message.variant, permanent, message.reason, crowded)
                 self.put(failed)
             case Stopped():
