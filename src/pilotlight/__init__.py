@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pilotlight.client.results import Classification, Generation, Result, RowError
     from pilotlight.client.sampling import SamplingParams
     from pilotlight.core.errors import ConfigError, JobCancelled, JobFailed, PilotlightError
+    from pilotlight.wire import Operation
 
 _HOME = {
     "Context": "client.contexts",
@@ -34,6 +35,7 @@ _HOME = {
     "JobCancelled": "core.errors",
     "JobFailed": "core.errors",
     "PilotlightError": "core.errors",
+    "Operation": "wire",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Job",
     "JobCancelled",
     "JobFailed",
+    "Operation",
     "PilotlightError",
     "Pool",
     "Result",

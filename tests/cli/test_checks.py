@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pilotlight.cli import main
+from pilotlight.cli import main, vllm
 
 
 @pytest.fixture
@@ -60,6 +61,11 @@ REFUSED = [
     ("run prompts.jsonl -o out.jsonl --model model --chat-template-kwargs [1]", "must be a JSON object"),
     ("run prompts.jsonl -o out.jsonl --model model --truncate-prompt-tokens 0", "--truncate-prompt-tokens"),
     ("run prompts.jsonl -o out.jsonl --model model --overwrite --retry-errors", "give one of them"),
+    ("run prompts.jsonl -o out.jsonl --model model --truncate-prompt-tokens -2", "--truncate-prompt-tokens"),
+    ("run prompts.jsonl -o out.jsonl --model model --labels A,B --seed 3 --stop x", "--seed, --stop would have no"),
+    ("run prompts.jsonl -o out.jsonl --model model --label-scoring mean", "no effect without --labels"),
+    ("run prompts.jsonl -o out.jsonl --model model --system-prompt x", "--system-prompt would have no effect"),
+    ("run prompts.jsonl -o out.jsonl --model model --chat-template-kwargs {}", "--chat-template-kwargs would have no"),
     ("run in.jsonl -o out.jsonl --model model", "neither prompt nor messages .*claim, evidence.*--prompt-template"),
     ("run in.jsonl -o out.jsonl --model model --prompt-template {fact}", "no field 'fact'.*claim, evidence"),
     ("run in.jsonl -o out.jsonl --model model --prompt-template {claim", "can't be read"),
@@ -67,6 +73,18 @@ REFUSED = [
     ("run -o out.jsonl --model model", "INPUTS|inputs"),
     ("run-batch -i in.jsonl -o out.jsonl --model model", "no batch file"),
     ("run-batch -i batch.jsonl -o batch.jsonl --model model", "also an input"),
+    ("run-batch -i batch.jsonl -o out.jsonl --model model --truncate-prompt-tokens 0", "--truncate-prompt-tokens"),
+    ("run-batch -i batch.jsonl -o out.jsonl --model model --quantization awq", "--quantization is not supported: w"),
+    ("run-batch -i batch.jsonl -o out.jsonl --model model --tokenizer other", "--tokenizer is not supported: "),
+    ("run-batch -i batch.jsonl -o out.jsonl --model model --chat-template t", "--chat-template is not supported: "),
+    ("run-batch -i batch.jsonl -o out.jsonl --model model --generation-config vllm", "--generation-config is not"),
+    ("run-batch -i batch.jsonl -o out.jsonl --model model --enable-lora", "--enable-lora is not supported"),
+    ("demo --passes 0", "--passes must be 1 or more, not 0"),
+    ("demo --passes -3", "--passes must be 1 or more"),
+    ("demo --workers 1", "--workers must be 2 or more, not 1: one is killed"),
+    ("factcheck verify in.jsonl -o out.jsonl --runtime echo", "no verdicts"),
+    ("factcheck verify in.jsonl -o out.jsonl --model model --truncate-prompt-tokens 0", "--truncate-prompt-tokens"),
+    ("factcheck verify in.jsonl -o out.jsonl --model model --max-attempts 0", "--max-attempts must be 1"),
     ("factcheck verify prompts.jsonl -o out.jsonl --model model", "no field claim; they have prompt"),
     ("factcheck verify in.jsonl -o out.jsonl", "give either --model or --bundled-model"),
     ("factcheck verify in.jsonl -o out.jsonl --model model --bundled-model", "give either"),
@@ -108,3 +126,26 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in (["run"], ["run-batch"], ["demo"], ["factcheck", "verify"]):
         assert main.invoke([*verb, "--help"]) == 0
         assert "--output" in capsys.readouterr().out
+
+
+def test_every_refused_option_of_vllm_has_its_reason_and_takes_its_default() -> None:
+    names = {field.name for field in dataclasses.fields(vllm.RefusedOptions)}
+    assert names == vllm.REASONS.keys()
+    assert names >= vllm._DEFAULTS.keys()
+    vllm.RefusedOptions(**vllm._DEFAULTS).check()
+
+
+@pytest.mark.usefixtures("folder")
+def test_vllms_idle_options_are_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr("pilotlight.cli.run_batch.run_files", lambda *arguments: taken.append(arguments) or 0)
+    line = (
+        "run-batch -i batch.jsonl -o out.jsonl --model model --served-model-name a b -tp 2 -pp 1 -dp 1 "
+        "--download-dir d --output-tmp-dir t --disable-log-stats --no-enable-prefix-caching --generation-config auto"
+    )
+    assert main.invoke(line.split()) == 0
+    assert len(taken) == 1
+    told = capsys.readouterr().err
+    for name in ("--served-model-name", "--pipeline-parallel-size", "--data-parallel-size", "--output-tmp-dir"):
+        assert name in told
+    assert "generation-config" not in told

@@ -16,6 +16,7 @@ NAMES = [
     "JobCancelled",
     "JobFailed",
     "LLM",
+    "Operation",
     "PilotlightError",
     "Pool",
     "Result",

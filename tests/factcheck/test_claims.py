@@ -41,6 +41,8 @@ def test_what_the_output_must_name_is_carried() -> None:
     carried = row_for_model(row, "here")["custom_id"]
     assert carried == {"id": 7, "label": "SUPPORTS", "evidence": False}
     assert row_for_model({"claim": "x", "evidence": "y"}, "here")["custom_id"] == {"evidence": True}
+    named = row_for_model({"claim": "x", "custom_id": "mine"}, "here")["custom_id"]
+    assert named == {"custom_id": "mine", "evidence": False}
     assert "prompt" not in row_for_model({"id": 1}, "here")
 
 

@@ -11,7 +11,7 @@ from cyclopts import Group, Parameter
 
 from pilotlight.client import checks
 from pilotlight.client.console.follow import follow, say_ending
-from pilotlight.client.console.options import Inputs, ModelOptions, Output, RunOptions, SamplingOptions
+from pilotlight.client.console.options import Inputs, ModelOptions, Output, RunOptions, SamplingOptions, Truncation
 from pilotlight.client.llm import LLM
 from pilotlight.client.pool import Pool, check_labels
 from pilotlight.core.errors import ConfigError
@@ -36,15 +36,14 @@ def run(
     chat_template_kwargs: Annotated[
         str | None, Parameter(group=_PROMPTS, help="JSON object of arguments for the chat template.")
     ] = None,
-    truncate_prompt_tokens: Annotated[
-        int | None, Parameter(group=_PROMPTS, help="Keep a prompt's last tokens; -1: as many as fit.")
-    ] = None,
+    truncate_prompt_tokens: Annotated[Truncation, Parameter(group=_PROMPTS)] = None,
     labels: Annotated[
         str | None, Parameter(group=_PROMPTS, help="A,B,C: compare these as answers, instead of generating.")
     ] = None,
     label_scoring: Annotated[
-        Literal["sum", "mean"], Parameter(group=_PROMPTS, help="Add or average over a label's tokens.")
-    ] = "sum",
+        Literal["sum", "mean"] | None,
+        Parameter(group=_PROMPTS, help="Add (as by default) or average over a label's tokens."),
+    ] = None,
     sampling: SamplingOptions | None = None,
     options: RunOptions | None = None,
 ) -> int:
@@ -54,6 +53,7 @@ def run(
     input. After an interruption of any kind the same command goes on where it was.
     """
     model = model or ModelOptions()
+    sampling = sampling or SamplingOptions()
     options = options or RunOptions()
     operation = Operation(
         kind="echo" if model.runtime == "echo" else "generate" if labels is None else "classify",
@@ -61,26 +61,38 @@ def run(
         chat=chat,
         system_prompt=system_prompt,
         chat_template_kwargs=_json_object(chat_template_kwargs),
-        sampling=(sampling or SamplingOptions()).params().to_wire(),
+        sampling=sampling.params().to_wire(),
         labels=[] if labels is None else check_labels([label.strip() for label in labels.split(",")]),
-        label_scoring=label_scoring,
+        label_scoring=label_scoring or "sum",
         truncate_prompt_tokens=truncate_prompt_tokens,
     )
-    if truncate_prompt_tokens is not None and truncate_prompt_tokens < 1 and truncate_prompt_tokens != -1:
-        raise ConfigError(f"--truncate-prompt-tokens must be 1 or more, or -1, not {truncate_prompt_tokens}")
+    checks.check_truncation(truncate_prompt_tokens)
+    if labels is None and label_scoring is not None:
+        raise ConfigError("--label-scoring would have no effect without --labels")
+    if labels is not None and sampling.given:
+        raise ConfigError(f"{', '.join(sampling.given)} would have no effect with --labels: nothing is generated")
     checks.check_model(model.model, runtime=model.runtime)
     rows = checks.first_rows(inputs)
     if model.runtime != "echo":
         checks.check_rows(rows, prompt_template)
+        if not (chat or checks.are_chats(rows, prompt_template)):
+            _refuse_chat_options(system_prompt, chat_template_kwargs)
     return run_files(model.llm(), operation, inputs, output, options)
+
+
+def _refuse_chat_options(system_prompt: str | None, chat_template_kwargs: str | None) -> None:
+    values = {"--system-prompt": system_prompt, "--chat-template-kwargs": chat_template_kwargs}
+    if given := [name for name, value in values.items() if value is not None]:
+        what = "prompts go to the model as they are, and no row has messages"
+        raise ConfigError(
+            f"{', '.join(given)} would have no effect: {what} (--chat sends prompts through the template)"
+        )
 
 
 def run_files(llm: LLM, operation: Operation, inputs: list[Path], output: Path, options: RunOptions) -> int:
     """Run a job between files as every verb does: checks, dry run, progress, summary. Returns the exit code."""
     checks.check_output(output, inputs)
-    checks.check_numbers(limit=options.limit, workers=options.workers, max_attempts=options.max_attempts)
-    if options.overwrite and options.retry_errors is not None:
-        raise ConfigError("--overwrite starts afresh and --retry-errors keeps what is there: give one of them")
+    options.check()
     if options.dry_run:
         from pilotlight.client.console.dry_run import dry_run
 
@@ -92,12 +104,9 @@ def run_files(llm: LLM, operation: Operation, inputs: list[Path], output: Path, 
             operation,
             inputs,
             output,
-            limit=options.limit,
-            overwrite=options.overwrite,
-            retry_errors=options.retried,
-            max_attempts=options.max_attempts,
             name=output.name,
             arguments={"argv": sys.argv[1:]},
+            **options.of_job,
         ),
         output=output,
         quiet=options.quiet,

@@ -101,11 +101,23 @@ def check_rows(rows: Sequence[dict[str, Any] | RequestError], template: str | No
         raise ConfigError(message)
 
 
+def are_chats(rows: Sequence[dict[str, Any] | RequestError], template: str | None) -> bool:
+    """Whether any of the first rows is a conversation by itself, or none can be read to tell."""
+    good = [row for row in rows if isinstance(row, dict)]
+    return not good or (template is None and any("messages" in row for row in good))
+
+
 _PROMPT_FIELDS = {"prompt", "messages", "prompt_token_ids"}
 
 
 def _fields(row: dict[str, Any]) -> str:
     return ", ".join(row) or "no fields"
+
+
+def check_truncation(tokens: int | None, name: str = "--truncate-prompt-tokens") -> None:
+    """How many of a prompt's last tokens are kept."""
+    if tokens is not None and tokens < 1 and tokens != -1:
+        raise ConfigError(f"{name} must be 1 or more, or -1 for as many as fit, not {tokens}")
 
 
 def check_numbers(*, limit: int | None, workers: int | None, max_attempts: int) -> None:

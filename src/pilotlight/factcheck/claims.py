@@ -62,7 +62,8 @@ def evidence_text(evidence: Any) -> str | None:
 
 
 def row_for_model(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """The row as the model gets it. `custom_id` carries what the output must name: id, label given, evidence or not.
+    """The row as the model gets it. `custom_id` carries what the output must name: the row's id, custom_id and label, and
+    whether there was evidence.
 
     Raises `ConfigError` for a label that is not FEVER's; a row without a claim gets no prompt and becomes an error row.
     """
@@ -70,7 +71,7 @@ def row_for_model(row: dict[str, Any], where: str) -> dict[str, Any]:
     if label is not None and label not in LABELS:
         raise ConfigError(f"{where} has the label {label!r}; labels are {', '.join(LABELS)}")
     claim, evidence = row.get("claim"), evidence_text(row.get("evidence"))
-    carried = {"id": row.get("id"), "label": label, "evidence": evidence is not None}
+    carried = {name: row.get(name) for name in ("id", "custom_id", "label")} | {"evidence": evidence is not None}
     kept = {name: value for name, value in carried.items() if value is not None}
     if not isinstance(claim, str) or not claim.strip():
         return {"custom_id": kept}

@@ -13,8 +13,9 @@ from pilotlight.client import checks
 from pilotlight.client.console.display import Display
 from pilotlight.client.console.fold import Fold
 from pilotlight.client.console.follow import say
+from pilotlight.client.console.options import RunOptions
 from pilotlight.client.llm import LLM
-from pilotlight.client.pool import Pool
+from pilotlight.core.errors import ConfigError
 from pilotlight.factcheck import bundled
 from pilotlight.factcheck.command import run_claims
 
@@ -59,7 +60,10 @@ def demo(
 ) -> int:
     """See it work: verify the bundled claims with the bundled tiny model, and lose a worker on the way."""
     checks.check_output(output, [])
-    checks.check_numbers(limit=None, workers=workers, max_attempts=max(passes, 0))
+    if passes < 1:
+        raise ConfigError(f"--passes must be 1 or more, not {passes}")
+    if workers < 2:
+        raise ConfigError(f"--workers must be 2 or more, not {workers}: one is killed, and another goes on meanwhile")
     claims, model = bundled.claims_file(), bundled.model_folder()
     rows = CLAIMS * passes
     killer = Killer(rows)
@@ -68,11 +72,10 @@ def demo(
         claims,
         output,
         LLM(model),
-        Pool(workers, watch_s=WATCH_S),
+        RunOptions(workers=workers, overwrite=True, verbose=verbose),
         passes=passes,
-        verbose=verbose,
+        watch_s=WATCH_S,
         step=killer.step,
-        options={"overwrite": True},
     )
     if ending.exit_code == 0 and not killer.killed:
         say("(This machine was done before a worker could be killed; --passes 50 gives it time.)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from pilotlight.client.llm import LLM
 from pilotlight.wire import JobRequest, Operation, PathInput, PathOutput
 
 ROWS_SHOWN = 3
+PLAIN_MAX_TOKENS = 16
+"""What a plain prompt's answer may have where nobody says more; as in vLLM."""
 
 
 def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path, options: RunOptions) -> int:
     """Print it all on stdout. Returns the exit code."""
     from pilotlight.manager.models import resolve_request
-    from pilotlight.worker import build, devices
+    from pilotlight.worker import devices
 
     request = resolve_request(
         JobRequest(
@@ -32,9 +35,9 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path, op
         )
     )
     context = request.context
-    rows = checks.first_rows(inputs)[:ROWS_SHOWN]
+    rows = checks.first_rows(inputs)[: ROWS_SHOWN if options.limit is None else min(options.limit, ROWS_SHOWN)]
     good = [row for row in rows if isinstance(row, dict)]
-    previews = iter(build.runtime(context.runtime).preview(context, request.operation, good) if good else [])
+    previews = iter(_previews(request, good))
     for index, row in enumerate(rows):
         say(f"--- row {index}")
         say(_shown(next(previews)) if isinstance(row, dict) else f"error row: {row}")
@@ -47,7 +50,7 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path, op
         ("context", f"{context.id} on {context.runtime}"),
     ]
     if request.operation.kind == "generate":
-        lines.append(("sampling", _set_values(request.operation)))
+        lines.append(("sampling", _sampling(request.operation, good)))
     if request.operation.labels:
         labels = ", ".join(repr(label) for label in request.operation.labels)
         lines.append(("labels", f"{labels} ({request.operation.label_scoring} of log-likelihoods)"))
@@ -55,27 +58,89 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path, op
         ("workers", str(workers)),
         ("devices", ", ".join(device.kind for device in found) or "none"),
         ("output", str(output)),
-        ("state", _state(output, options)),
+        ("state", _state(request, output, options)),
     ]
     say(render(lines))
     return 0
 
 
+def _previews(request: JobRequest, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runtime's previews, each with `truncated`: whether the whole prompt would have been another one."""
+    from pilotlight.worker import build
+
+    if not rows:
+        return []
+    runtime, context, operation = build.runtime(request.context.runtime), request.context, request.operation
+    shown = runtime.preview(context, operation, rows)
+    if operation.truncate_prompt_tokens is None:
+        return shown
+    whole = runtime.preview(context, msgspec.structs.replace(operation, truncate_prompt_tokens=None), rows)
+    return [
+        {**cut, "truncated": cut.get("token_ids") != uncut.get("token_ids")}
+        for cut, uncut in zip(shown, whole, strict=True)
+    ]
+
+
 def _shown(preview: dict[str, Any]) -> str:
     if preview.get("error_kind"):
         return f"error row: {preview['error_kind']}: {preview['error']}"
-    return f"{preview['prompt']}\n({preview['prompt_tokens']} tokens)"
+    cut = "; the prompt was too long, its front is cut" if preview.get("truncated") else ""
+    return f"{preview['prompt']}\n({preview['prompt_tokens']} tokens{cut})"
 
 
-def _set_values(operation: Operation) -> str:
+def _sampling(operation: Operation, rows: list[dict[str, Any]]) -> str:
     values = msgspec.to_builtins(operation.sampling)
-    return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not None)
+    most = values.pop("max_tokens", None)
+    named = [f"{name}={value!r}" for name, value in values.items() if value is not None]
+    if operation.result_format == "openai":
+        named.append("unless a row's body says otherwise")
+    return ", ".join([f"max_tokens={_max_tokens(operation, rows) if most is None else most}", *named])
 
 
-def _state(output: Path, options: RunOptions) -> str:
-    folder = output.with_name(output.name + ".pilotlight")
+def _max_tokens(operation: Operation, rows: list[dict[str, Any]]) -> str:
+    fits, plain = "what fits", str(PLAIN_MAX_TOKENS)
+    bodies = [row.get("body") or {} if operation.result_format == "openai" else row for row in rows]
+    has_template = operation.prompt_template is not None
+    chats = {operation.chat or (not has_template and "messages" in body) for body in bodies}
+    if len(chats) == 1:
+        return fits if chats.pop() else plain
+    return f"{plain} ({fits} for chats)"
+
+
+def _state(request: JobRequest, output: Path, options: RunOptions) -> str:
+    out = os.path.realpath(output)
+    folder = f"{out}.pilotlight"
     if options.overwrite:
         return "would start afresh (--overwrite)"
-    if folder.is_dir():
-        return f"an earlier run left {folder}: would go on from there"
-    return "the output is there already" if output.exists() else "would start"
+    if os.path.isdir(folder) and (begun := _begun(folder)) is not None:
+        return _judged(request, begun, f"an earlier run left {folder}", "would go on from there")
+    if not os.path.exists(out):
+        return "would start"
+    from pilotlight.io.report import read_report
+
+    report = read_report(out) or {}
+    redo = "would do its error rows again" if options.retry_errors is not None else "nothing would be left to do"
+    return _judged(request, report.get("identity"), "the output is there already", redo)
+
+
+def _begun(folder: str) -> Any:
+    """The identity of the job that a working folder belongs to; None if none had begun."""
+    from pilotlight.io.journal import journal_name, journal_of_name, read_journal
+
+    epochs = sorted(epoch for name in os.listdir(folder) if (epoch := journal_of_name(name)) is not None)
+    for epoch in reversed(epochs):
+        if facts := read_journal(os.path.join(folder, journal_name(epoch))):
+            return facts.begin.identity
+    return None
+
+
+def _judged(request: JobRequest, theirs: Any, found: str, same: str) -> str:
+    from pilotlight.manager.jobs import identity
+
+    # As it comes back from a file, so that it compares equal.
+    ours = msgspec.json.decode(msgspec.json.encode(identity(request)))
+    if not isinstance(theirs, dict):
+        return f"{found}, and nothing tells what made it: would be refused (--overwrite starts afresh)"
+    if theirs == ours:
+        return f"{found}: {same}, if the input is the same"
+    return f"{found}, made by another request: would be refused (--overwrite starts afresh)"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from pilotlight.client import checks
 from pilotlight.client.llm import LLM
 from pilotlight.client.sampling import SamplingParams
+from pilotlight.core.errors import ConfigError
 
 _MODEL = Group("Model", sort_key=1)
 _SAMPLING = Group("Sampling (unset: the model's generation_config.json, then vLLM's defaults)", sort_key=3)
@@ -72,6 +74,11 @@ class SamplingOptions:
     ] = ()
     ignore_eos: Annotated[bool, Parameter(help="Go on after the end-of-text token.", negative="")] = False
 
+    @property
+    def given(self) -> list[str]:
+        """Names of the options that were set."""
+        return [f"--{option.name.replace('_', '-')}" for option in fields(self) if _is_set(self, option)]
+
     def params(self) -> SamplingParams:
         """As the Python API has it. Raises `ConfigError`."""
         return SamplingParams(
@@ -110,6 +117,22 @@ class RunOptions:
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Show why.", negative="")] = False
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], help="Say only what went wrong.", negative="")] = False
 
+    def check(self) -> None:
+        """Raises `ConfigError` for values that make no sense, alone or together."""
+        checks.check_numbers(limit=self.limit, workers=self.workers, max_attempts=self.max_attempts)
+        if self.overwrite and self.retry_errors is not None:
+            raise ConfigError("--overwrite starts afresh and --retry-errors keeps what is there: give one of them")
+
+    @property
+    def of_job(self) -> dict[str, Any]:
+        """Those that `Pool.run_files` takes."""
+        return {
+            "limit": self.limit,
+            "overwrite": self.overwrite,
+            "retry_errors": self.retried,
+            "max_attempts": self.max_attempts,
+        }
+
     @property
     def retried(self) -> list[str] | None:
         """As `PathOutput.retry_errors`: a bare option (an empty text) means every kind."""
@@ -118,5 +141,10 @@ class RunOptions:
         return [] if "" in self.retry_errors else list(self.retry_errors)
 
 
+def _is_set(options: Any, option: Field[Any]) -> bool:
+    return getattr(options, option.name) != option.default
+
+
 Inputs = Annotated[list[Path], Parameter(help="JSONL files, plain, .gz or .zst, read in this order.", negative="")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"], help="JSONL file to write.")]
+Truncation = Annotated[int | None, Parameter(help="Keep a prompt's last tokens; -1: as many as fit.")]
