@@ -71,6 +71,9 @@ def test_claims_are_verified_and_scored(tmp_path: Path, model: str) -> None:
     claims.append('{"id": 99, "label": "REFUTES", "claim": "Nobody knows this.", "evidence": [[[1, 2, "Page", 0]]]}')
     claims.append('{"id": 100}')
     (tmp_path / "claims.jsonl").write_text("\n".join(claims))
+    shown = _command(tmp_path, "factcheck", "verify", "claims.jsonl", "-o", "out.jsonl", "--model", model, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("Verdict:") == 3
     told = _command(tmp_path, "factcheck", "verify", "claims.jsonl", "-o", "out.jsonl", "--model", model)
     assert told.returncode == 3, told.stderr
     for word in ("accuracy", "macro-F1", "without evidence", "label given \\ verdict", "1 bad_row"):
@@ -80,6 +83,15 @@ def test_claims_are_verified_and_scored(tmp_path: Path, model: str) -> None:
     assert rows[60]["result"]["label"] in {"SUPPORTS", "REFUTES", "NOT ENOUGH INFO"}
     assert rows[61]["error"]["kind"] == "bad_row"
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_verdicts_are_scored_from_a_compressed_output_and_within_the_limit(tmp_path: Path, model: str) -> None:
+    rows = [{"claim": "Nobody knows this.", "evidence": [[[1, 2, "Page", 0]]]}] * 5
+    (tmp_path / "claims.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["factcheck", "verify", "claims.jsonl", "-o", "out.jsonl.gz", "--model", model, "--limit", "2"]
+    told = _command(tmp_path, *argv, "--workers", "1")
+    assert told.returncode == 0, told.stderr
+    assert "all 2 claims came without" in told.stdout
 
 
 def test_the_demo_loses_a_worker_and_nothing_else(tmp_path: Path) -> None:

@@ -70,6 +70,20 @@ def test_limit_quiet_and_several_inputs(folder: Path) -> None:
     assert [row["result"]["prompt"] for row in _results(folder / "out.jsonl")] == ["a"] * 3 + ["b"] * 2
 
 
+def test_a_dry_run_tells_what_would_become_of_an_output(folder: Path) -> None:
+    _write(folder / "in.jsonl", [{"prompt": "a"}] * 5)
+    line = "run in.jsonl -o out.jsonl --runtime echo"
+    told = _command(folder, f"{line} --dry-run --limit 2")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count("--- row") == 2
+    assert "would start" in told.stdout
+    assert _command(folder, line).returncode == 0
+    assert "nothing would be left to do" in _command(folder, f"{line} --dry-run").stdout
+    other = _command(folder, f"{line} --dry-run --prompt-template {{prompt}}").stdout
+    assert "made by another request: would be refused" in other
+    assert "would start afresh" in _command(folder, f"{line} --dry-run --overwrite").stdout
+
+
 def test_error_rows_end_with_3_and_are_done_again_on_demand(folder: Path) -> None:
     (folder / "in.jsonl").write_text('{"prompt": "fine"}\n{broken\n{"prompt": "x", "fail": "no"}\n')
     told = _command(folder, "run in.jsonl -o out.jsonl --runtime echo")

@@ -206,6 +206,18 @@ def test_from_asyncio() -> None:
     asyncio.run(use())
 
 
+def test_an_llm_makes_a_new_pool_where_its_own_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = dict(Pool.__init__.__kwdefaults__ or {}) | {"manager_command": COMMAND}
+    monkeypatch.setattr(Pool.__init__, "__kwdefaults__", defaults)
+    with pl.LLM("die", workers=1) as llm:
+        with pytest.raises(pl.PilotlightError, match="manager is gone"):
+            llm.generate("x")
+        lost = llm._pool
+        assert lost is not None
+        assert lost.lost
+        assert llm._started() is not lost
+
+
 def test_the_calls_of_an_llm(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = dict(Pool.__init__.__kwdefaults__ or {}) | {"manager_command": COMMAND}
     monkeypatch.setattr(Pool.__init__, "__kwdefaults__", defaults)

@@ -62,8 +62,8 @@ def evidence_text(evidence: Any) -> str | None:
 
 
 def row_for_model(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """The row as the model gets it. `custom_id` carries what the output must name: the row's id, custom_id and label, and
-    whether there was evidence.
+    """The row as the model gets it. `custom_id` carries what the output must name: the row's id and custom_id, the
+    label given, and whether there was evidence.
 
     Raises `ConfigError` for a label that is not FEVER's; a row without a claim gets no prompt and becomes an error row.
     """
