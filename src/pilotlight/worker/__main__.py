@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ctypes
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -18,6 +21,7 @@ from pilotlight.worker import build, devices, guardian, log
 from pilotlight.worker.loop import AgentLoop
 
 PR_SET_CHILD_SUBREAPER = 36
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,15 +53,32 @@ def read_spec(pool: Path) -> PoolSpec:
         raise ConfigError(f"{pool} is not a pool's folder: {error}") from error
 
 
+def _stand_in(child: int) -> NoReturn:
+    """Be the worker for whoever started it: hand signals on, and end as it ends."""
+
+    def hand_on(number: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    for number in FORWARDED:
+        signal.signal(number, hand_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)
+
+
 def _own_session() -> None:
     if os.getsid(0) != os.getpid():
         try:
             os.setsid()
         except PermissionError:  # leads its group already: a shell's job
-            if os.fork():
-                os.wait()
-                os._exit(0)
+            signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+            child = os.fork()
+            if child:
+                _stand_in(child)
             os.setsid()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
