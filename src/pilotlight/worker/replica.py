@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from pilotlight.connection import Frames, frame
-from pilotlight.core.errors import LoadError, PilotlightError, RequestError
-from pilotlight.messages import Failed, Feed, Finished, Live, Load, Quit, ReplicaMessage, ReplicaReply
+from pilotlight.core.errors import LinkClosed, LoadError, PilotlightError, RequestError
+from pilotlight.messages import Failed, Feed, Finished, Forget, Live, Load, Quit, ReplicaMessage, ReplicaReply
 from pilotlight.ports import Model, Outcome, Row, Runtime
 from pilotlight.wire import Operation, ResultChunk, Span
 from pilotlight.worker import log
@@ -39,7 +39,8 @@ class Pipe:
         self._sock.sendall(frame(self._encode(message)))
 
     def receive(self, *, wait: bool) -> list[ReplicaMessage]:
-        """The messages that are there; at least one if `wait`. Raises EOFError when the agent is gone."""
+        """The messages that are there; at least one if `wait`. Raises EOFError when the agent is gone, `LinkClosed`
+        for what it can't have sent."""
         messages: list[ReplicaMessage] = []
         while True:
             timeout = None if wait and not messages else 0
@@ -48,7 +49,10 @@ class Pipe:
             data = self._sock.recv(1 << 18)
             if not data:
                 raise EOFError
-            messages += [self._decode(body) for body in self._frames.push(data)]
+            try:
+                messages += [self._decode(body) for body in self._frames.push(data)]
+            except msgspec.DecodeError as error:
+                raise LinkClosed(f"a message of the agent can't be read: {error}") from error
 
 
 @dataclass(slots=True)
@@ -80,6 +84,7 @@ class Replica:
         self._model = model
         self._operations: dict[str, Operation] = {}
         self._coders: dict[str, Coder] = {}
+        self._forgotten: set[str] = set()
         self._tickets: dict[int, _Ticket] = {}
         self._batches: dict[tuple[str, str], _Batch] = {}
         self._next = 0
@@ -88,19 +93,34 @@ class Replica:
         """Until the agent says `Quit` or is gone."""
         while True:
             for message in self._pipe.receive(wait=self._model.pending == 0):
-                if isinstance(message, Quit):
-                    return
-                assert isinstance(message, Feed)
-                self._take(message)
+                match message:
+                    case Quit():
+                        return
+                    case Forget():
+                        self._forgotten.add(message.job)
+                    case Feed():
+                        self._take(message)
+                    case Load():
+                        raise AssertionError("a replica loads once")
             began = time.perf_counter()
             outcomes = self._model.step() if self._model.pending else []
             busy_s = time.perf_counter() - began
             for outcome in outcomes:
                 self._finish(outcome)
             self._send(busy_s)
+            if self._forgotten:
+                self._forget()
+
+    def _forget(self) -> None:
+        """Drop what belongs to jobs that are over and have no row here any more."""
+        for job in self._forgotten - {ticket.job for ticket in self._tickets.values()}:
+            self._forgotten.discard(job)
+            self._operations.pop(job, None)
+            self._coders.pop(job, None)
 
     def _take(self, feed: Feed) -> None:
         if feed.operation is not None:
+            self._forgotten.discard(feed.job)
             self._operations[feed.job] = feed.operation
             self._coders[feed.job] = Coder(feed.operation)
         operation = self._operations[feed.job]
