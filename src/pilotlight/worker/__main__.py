@@ -108,4 +108,6 @@ def _manager_lives(pool: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    log.flush()
+    os._exit(code)  # a log that could not be flushed must not turn the exit code into Python's 120
