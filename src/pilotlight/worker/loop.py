@@ -71,7 +71,7 @@ class AgentLoop:
         self._agent = Agent(name, facts, spec.orphan_timeout_s)
         self._servers = Servers(Path(spec.log_dir), name, self._replica_said, self._replica_ended)
         self._contexts: dict[str, Context] = {}
-        self._operations: dict[str, tuple[str, Operation]] = {}
+        self._operations: dict[str, Operation] = {}
         self._stores: dict[str, RowStore] = {}
         self._kept: deque[Rows] = deque()
         self._seq = 0
@@ -116,6 +116,8 @@ class AgentLoop:
                 self._join()
                 await self._lost.wait()
                 self._handle(ev.ManagerLost())
+                for job_id in list(self._operations):  # the next manager defines its own, under the same names
+                    self._forget(job_id)
             await asyncio.sleep(RECONNECT_S)
 
     def _join(self) -> None:
@@ -151,7 +153,7 @@ class AgentLoop:
             case Revoke():
                 self._handle(ev.LeaseRevoked(message.epoch, message.lease, message.rows))
             case DefineJob():
-                self._operations[message.job] = (message.variant, message.operation)
+                self._operations[message.job] = message.operation
                 self._handle(ev.JobDefined(message.job, message.variant))
             case Wants():
                 for want in message.wants:
@@ -161,13 +163,25 @@ class AgentLoop:
                     for want in message.wants
                 )
                 self._handle(ev.WantsChanged(message.epoch, message.version, wants))
+                self._forget_contexts()
             case ForgetJob():
-                self._operations.pop(message.job, None)
                 self._handle(ev.JobForgotten(message.job))
+                self._forget(message.job)
             case Drain():
                 self._handle(ev.DrainAsked(message.grace_s, "the manager ends it"))
             case Welcome():
                 self._handle(ev.ManagerFound(message.epoch))
+
+    def _forget(self, job_id: str) -> None:
+        self._operations.pop(job_id, None)
+        self._servers.forget(job_id)
+
+    def _forget_contexts(self) -> None:
+        """Keep the contexts that are wanted, and those that a replica holds."""
+        wanted = {variant.variant_id for slot in self._agent.slots.values() for variant in slot.wants}
+        held = {replica.variant.variant_id for replica in self._agent.replicas.values()}
+        for variant_id in self._contexts.keys() - wanted - held:
+            del self._contexts[variant_id]
 
     # --- replicas
 
@@ -203,6 +217,7 @@ class AgentLoop:
         self._load_began.pop(replica_id, None)
         self._handle(ev.ReplicaExited(replica_id, reason))
         self._load_s.pop(replica_id, None)
+        self._forget_contexts()
 
     # --- the machine
 
@@ -260,7 +275,7 @@ class AgentLoop:
         operation = None
         if decision.job_id not in process.operations:
             process.operations.add(decision.job_id)
-            operation = self._operations[decision.job_id][1]
+            operation = self._operations[decision.job_id]
         chunks = self._stores[decision.lease_id].get(decision.spans)
         feed = Feed(lease=decision.lease_id, job=decision.job_id, chunks=chunks, operation=operation)
         self._servers.feed(decision.replica_id, feed)
@@ -299,6 +314,7 @@ class AgentLoop:
         while True:
             await asyncio.sleep(TICK_S)
             self._handle(ev.Tick())
+            self._servers.reap()
             if time.monotonic() - beaten >= BEAT_S:
                 beaten = time.monotonic()
                 self._link.send(Beat(started=self._agent.started))

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from pilotlight.connection import Connection, adopt
-from pilotlight.messages import Exited, Feed, Forked, Load, Quit, ReplicaReply, ServerReply, Spawn
+from pilotlight.messages import Exited, Feed, Forget, Forked, Load, Quit, ReplicaReply, ServerReply, Spawn
 from pilotlight.wire import Context, DeviceSpec
 
 EXIT_STATUS_S_MAX = 1.0
@@ -35,6 +35,7 @@ class Process:
     replica_id: str
     context: Context
     log_path: Path
+    server: Server | None = None
     connection: Connection | None = None
     pid: int = 0
     status: int | None = None
@@ -42,6 +43,7 @@ class Process:
     unwanted: bool = False
     """It was to end before it could be told to."""
     operations: set[str] = field(default_factory=set[str])
+    """The jobs whose operation it was sent."""
 
 
 class Server:
@@ -123,7 +125,8 @@ class Servers:
         self.processes[replica_id] = process
         ours, theirs = socket.socketpair()
         try:
-            self._server(context.runtime).spawn(Spawn(replica=replica_id, log_path=str(log_path)), theirs)
+            process.server = self._server(context.runtime)
+            process.server.spawn(Spawn(replica=replica_id, log_path=str(log_path)), theirs)
         except OSError as error:
             ours.close()
             asyncio.get_running_loop().call_soon(self._gone, replica_id, f"its runtime server is gone ({error})")
@@ -143,15 +146,43 @@ class Servers:
             process.connection.send(Quit())
 
     async def _after_close(self, process: Process) -> None:
+        if await self._exited(process) or not process.pid:
+            self._gone(process.replica_id, self._how(process))
+            return
+        # It goes on without its socket; or its server died and nobody could tell.
+        _kill(process)
+        told = await self._exited(process)
+        stuck = told or (process.server is not None and process.server.alive)
+        reason = f"it closed its connection and did not exit{_last_line(process.log_path)}"
+        self._gone(process.replica_id, reason if stuck else self._how(process))
+
+    async def _exited(self, process: Process) -> bool:
+        """Wait a moment for its exit status."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.exited.wait(), EXIT_STATUS_S_MAX)
-        if process.status is None and process.pid:
-            # Its server died: the replica is our child now, or a stranger's that no longer answers.
-            with contextlib.suppress(OSError):
-                os.kill(process.pid, signal.SIGKILL)
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(os.waitpid, process.pid, 0)
-        self._gone(process.replica_id, self._how(process))
+        return process.status is not None
+
+    def reap(self) -> None:
+        """Take the status of every child that has ended, so that none stays a zombie.
+
+        Beside the servers these are processes that became this one's children when their parents died, because it is
+        a subreaper: replicas of a dead server, and what users' functions left behind. To be called now and then, by a
+        process that has no children but those.
+        """
+        if sys.platform != "linux":
+            return  # nothing else adopts
+        servers = {server.process.pid: server.process for server in self._servers.values()}
+        replicas = {process.pid: process for process in self.processes.values()}
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                server = servers.get(ended.si_pid)
+                if server is not None and server.returncode is None:
+                    server.poll()
+                    continue
+                _, status = os.waitpid(ended.si_pid, 0)
+                process = replicas.get(ended.si_pid)
+                if process is not None:
+                    self._ended(process, os.waitstatus_to_exitcode(status))
 
     def _gone(self, replica_id: str, reason: str) -> None:
         if self.processes.pop(replica_id, None) is not None:
@@ -187,12 +218,15 @@ class Servers:
                     process.pid = reply.pid
             case Exited():
                 if process is not None:
-                    process.status = reply.status
-                    process.exited.set()
-                    if process.connection is None:
-                        self._gone(process.replica_id, self._how(process))
-                    else:
-                        self._run(self._force_close(process))
+                    self._ended(process, reply.status)
+
+    def _ended(self, process: Process, status: int) -> None:
+        process.status = status
+        process.exited.set()
+        if process.connection is None:
+            self._gone(process.replica_id, self._how(process))
+        else:
+            self._run(self._force_close(process))
 
     async def _force_close(self, process: Process) -> None:
         """A dead replica's socket may live on in a child of it: don't wait for that child."""
@@ -208,14 +242,21 @@ class Servers:
         if process is not None and process.connection is not None:
             process.connection.send(feed)
 
+    def forget(self, job_id: str) -> None:
+        """Have every replica that knows a job drop what it knows of it."""
+        for process in self.processes.values():
+            if job_id in process.operations:
+                process.operations.discard(job_id)
+                if process.connection is not None:
+                    process.connection.send(Forget(job=job_id))
+
     def stop(self, replica_id: str, *, kill: bool) -> None:
         """Ask a replica to end, or kill it."""
         process = self.processes.get(replica_id)
         if process is None:
             return
         if kill and process.pid:
-            with contextlib.suppress(OSError):
-                os.kill(process.pid, signal.SIGKILL)
+            _kill(process)
         elif process.connection is not None:
             process.connection.send(Quit())
         else:
@@ -224,9 +265,7 @@ class Servers:
     def close(self) -> None:
         """Kill what runs. The servers end as their sockets close."""
         for process in self.processes.values():
-            if process.pid:
-                with contextlib.suppress(OSError):
-                    os.kill(process.pid, signal.SIGKILL)
+            _kill(process)
         for server in self._servers.values():
             server.close()
         for server in self._servers.values():
@@ -240,6 +279,12 @@ class Servers:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _kill(process: Process) -> None:
+    if process.pid and process.status is None:  # else the number may be another's by now
+        with contextlib.suppress(OSError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _opened(log_path: Path) -> BinaryIO:
