@@ -90,7 +90,7 @@ class Allocation:
     def _feed(self, worker: Worker, variant_id: VariantId, capacity: int) -> None:
         state = self._state
         outstanding = worker.outstanding.get(variant_id, 0)
-        target = sizing.lease_target(capacity, worker.rate.get(variant_id, 0.0), self._options.horizon_s)
+        target = self._target(worker, variant_id, capacity)
         if not sizing.wants_more(outstanding, target, capacity):
             return
         jobs = state.jobs_of(variant_id)
@@ -154,13 +154,15 @@ class Allocation:
         if job.exhausted or job.reading or job.state is not JobState.RUNNING:
             return
         if weigh:
-            job.appetite = sum(self._target(worker, job.variant_id) for worker in self._state.live_workers())
+            job.appetite = sum(
+                self._target(worker, job.variant_id, worker.capacity(job.variant_id, self._now))
+                for worker in self._state.live_workers()
+            )
         rows = sizing.read_rows(len(job.pending), job.appetite)
         if rows:
             job.reading = True
             self._out.append(ReadRows(job.job_id, rows))
 
-    def _target(self, worker: Worker, variant_id: VariantId) -> int:
+    def _target(self, worker: Worker, variant_id: VariantId, capacity: int) -> int:
         """Rows of a variant that a worker should hold."""
-        capacity = worker.capacity(variant_id, self._now)
         return sizing.lease_target(capacity, worker.rate.get(variant_id, 0.0), self._options.horizon_s)

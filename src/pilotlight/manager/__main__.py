@@ -20,6 +20,7 @@ from pilotlight.manager import build
 from pilotlight.manager.clients import Clients
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.loop import Manager
+from pilotlight.poolfile import read_spec
 from pilotlight.wire import PoolSpec
 
 EXIT_BROKEN = 70
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     parent_pid = os.getppid()
     try:
-        spec = _read_spec(Path(options.pool_dir))
+        spec = read_spec(Path(options.pool_dir))
         epoch = _take_epoch(Path(options.pool_dir))
         asyncio.run(_serve(options.pool_dir, spec, epoch, options.ready_fd, parent_pid))
         if not spec.lasting:
@@ -81,13 +82,6 @@ def _broke(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> NoReturn
     loop.default_exception_handler(context)
     sys.stderr.flush()
     os._exit(EXIT_BROKEN)
-
-
-def _read_spec(pool: Path) -> PoolSpec:
-    try:
-        return msgspec.json.decode((pool / "pool.json").read_bytes(), type=PoolSpec)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{pool} is not a pool's folder: {error}") from error
 
 
 def _take_epoch(pool: Path) -> int:

@@ -7,6 +7,7 @@ are done is known by `core.state`, what is on disk by the job's folder; this hol
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from pilotlight.rowstore import RowStore
 from pilotlight.wire import Chunk, JobRequest, ResultChunk, Span, digest
 
 
-class JobFiles:
+class JobFiles(ABC):
     """What both kinds share: the store of rows at hand, and the sums over finished rows."""
 
     def __init__(self, job_id: str, request: JobRequest, owner: Any) -> None:
@@ -42,18 +43,18 @@ class JobFiles:
         self.waiting = 0
         """Rows asked for and not there yet; 0 if none were."""
 
+    @abstractmethod
     def read(self, rows: int) -> list[Chunk] | None:
         """The next rows; an empty list at the end of the input; None if none are there yet. Raises `InputError`."""
-        raise NotImplementedError
 
     @property
     def fraction(self) -> float | None:
         """How much of the input was read."""
         return None
 
+    @abstractmethod
     def write(self, chunk: ResultChunk) -> None:
         """Keep finished rows. Raises `OutputError`."""
-        raise NotImplementedError
 
     def count(self, chunk: ResultChunk) -> None:
         """Add finished rows to the sums."""
@@ -63,6 +64,7 @@ class JobFiles:
         for name, value in chunk.counters.items():
             self.counters[name] = self.counters.get(name, 0) + value
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of files, keeping what is unfinished."""
 
@@ -130,6 +132,9 @@ class StreamJob(JobFiles):
     def write(self, chunk: ResultChunk) -> None:
         """See `JobFiles.write`."""
         self._send(RowsOut(job=self.job_id, chunk=chunk))
+
+    def close(self) -> None:
+        """See `JobFiles.close`; it has no files."""
 
 
 def variant_id(request: JobRequest) -> str:

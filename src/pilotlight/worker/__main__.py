@@ -13,9 +13,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-import msgspec
-
-from pilotlight.core.errors import ConfigError, PilotlightError
+from pilotlight.core.errors import PilotlightError
+from pilotlight.poolfile import read_spec
 from pilotlight.wire import PoolSpec
 from pilotlight.worker import build, devices, guardian, log
 from pilotlight.worker.loop import AgentLoop
@@ -43,14 +42,6 @@ def main(argv: list[str] | None = None) -> int:
         log.say_plainly(f"pilotlight worker: {error}")
         return error.exit_code
     return 0
-
-
-def read_spec(pool: Path) -> PoolSpec:
-    """What the pool's folder says of it. Raises `ConfigError`."""
-    try:
-        return msgspec.json.decode((pool / "pool.json").read_bytes(), type=PoolSpec)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{pool} is not a pool's folder: {error}") from error
 
 
 def _stand_in(child: int) -> NoReturn:
