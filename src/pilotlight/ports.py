@@ -67,6 +67,11 @@ class PilotProvider(Protocol):
         """Ask for one more worker of this name; returns the pilot's id. Raises `PilotlightError` with a sentence."""
         ...
 
+    def adopt(self, pilot_id: str) -> bool:
+        """Look after a pilot that another manager of this pool submitted; False where it is gone. `poll` tells its end
+        from then on. The id alone must do: it is all that a pool's journal keeps."""
+        ...
+
     def poll(self) -> dict[str, str]:
         """Pilots that ended since the last call: id -> how, in words."""
         ...
@@ -127,7 +132,29 @@ class Model(Protocol):
 
     @property
     def memory_bytes(self) -> int:
-        """Device (or host, on CPU) memory that it holds now."""
+        """Device (or host, on CPU) memory that it holds now, attachments included."""
+        ...
+
+    @property
+    def attachment_bytes(self) -> int:
+        """What of that are attachments: prompt prefixes' caches, which it may drop at any time."""
+        ...
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether `sleep` and `wake` may be called."""
+        ...
+
+    def sleep(self) -> None:
+        """Give back the device's memory and remember in host memory what `wake` needs. Only while nothing pends."""
+        ...
+
+    def wake(self) -> None:
+        """Be as before `sleep`."""
+        ...
+
+    def forget(self, operation: Operation) -> None:
+        """No row of this operation is pending, and no job here needs it: drop what was kept for it."""
         ...
 
     @property

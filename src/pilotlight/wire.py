@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
 
 ResultFormat = Literal["pilotlight", "openai"]
 
@@ -145,7 +145,11 @@ class StreamOutput(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class JobRequest(Struct, frozen=True, kw_only=True):
-    """One job as a client hands it in. `arguments` is what the user typed, for the report only."""
+    """One job as a client hands it in. `arguments` is what the user typed, for the report only.
+
+    weight: its fair share beside other jobs. request_timeout_s: a replica that holds rows of this job and finishes no
+    step for so long hangs, and is ended.
+    """
 
     context: Context
     operation: Operation
@@ -154,6 +158,7 @@ class JobRequest(Struct, frozen=True, kw_only=True):
     name: str = ""
     weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 3
+    request_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     arguments: dict[str, Any] = {}
 
 
@@ -202,7 +207,8 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
 
     id: unique within a worker and stable over its life: `cpu`, or a CUDA UUID. kind: what other devices it is
     interchangeable with (`cpu`, `NVIDIA H100 80GB HBM3`). visible: what CUDA_VISIBLE_DEVICES must say in the
-    replica ("" for CPUs). memory_bytes: what is free for us. threads: CPU threads for its replica.
+    replica ("" for CPUs). memory_bytes: what is free for us. threads: CPU threads for its replica. speed: below 1, it
+    really works that much slower than it could (for tests and demonstrations).
     """
 
     id: str
@@ -211,25 +217,42 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
     memory_bytes: int
     visible: str = ""
     threads: int = 1
+    speed: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+
+
+class WorkerShape(Struct, frozen=True, kw_only=True):
+    """How a local worker is made slower or smaller than the machine would have it. memory_bytes: of its devices
+    and of its host memory; 0: what is free."""
+
+    speed: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class PoolSpec(Struct, frozen=True, kw_only=True):
-    """What a pool is, as its folder's `pool.json` says it; written by whoever starts the pool.
+    """What a pool is, as its folder's `pool.json` (mode 0600) says it; written by whoever starts the pool.
 
-    workers: local workers to keep running. lasting: it outlives its owner's connection. orphan_timeout_s: how long
-    workers outlive their manager. log_dir: where all processes write their logs. python: the interpreter to start
-    workers with. silence_s: how long a worker may say nothing. grace_s: how long a worker that gets a signal may take
-    to leave. keep_alive_s: how long an idle context stays live.
+    workers: local workers to keep running. shapes: of the first of them, by slot. log_dir: where all processes write
+    their logs. name: what users call a lasting pool. lasting: it outlives its owner's connection. socket_dir: where its
+    sockets are, if not in its folder (their paths must be short). orphan_timeout_s: how long workers outlive their
+    manager. python: the interpreter to start workers with. silence_s: how long a worker may say nothing. grace_s: how
+    long a worker that gets a signal may take to leave. keep_alive_s: how long an idle context stays live; negative: for
+    ever. cache_dir: the machine's cache of model files; empty: the user's default. cache_bytes: its size limit; 0:
+    what the disk allows.
     """
 
     workers: int
     log_dir: str
+    name: str = ""
     lasting: bool = False
+    shapes: list[WorkerShape] = []
+    socket_dir: str = ""
     orphan_timeout_s: float = 2.0
     python: str = ""
     silence_s: float = 10.0
     grace_s: float = 20.0
     keep_alive_s: float = 600.0
+    cache_dir: str = ""
+    cache_bytes: int = 0
 
 
 def digest(value: object) -> str:

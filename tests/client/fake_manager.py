@@ -30,7 +30,6 @@ from pilotlight.messages import (
     Hello,
     InputEnd,
     JobEnded,
-    JobView,
     Notice,
     Refused,
     RowsIn,
@@ -38,8 +37,8 @@ from pilotlight.messages import (
     Shutdown,
     Snapshot,
     Submit,
-    Totals,
 )
+from pilotlight.views import JobView, Totals
 from pilotlight.wire import VERSION, JobRequest, PathInput, PathOutput, ResultChunk
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pilotlight.client.console.fold import Fold, duration, number
 from pilotlight.client.console.summary import render, summarise
-from pilotlight.messages import JobEnded, JobView, Notice, ReplicaView, Snapshot, Totals, WorkerView
+from pilotlight.messages import JobEnded, Notice, Snapshot
+from pilotlight.views import JobView, ReplicaView, Totals, WorkerView
 
 
 def _view(done: int, **more: object) -> JobView:

@@ -18,7 +18,8 @@ from pilotlight.client.console.fold import Fold
 from pilotlight.client.feed import Feeder, Window
 from pilotlight.client.jobs import Job
 from pilotlight.client.pool import Pool
-from pilotlight.messages import Accepted, Cancel, JobEnded, JobView, RowsIn, Totals
+from pilotlight.messages import Accepted, Cancel, JobEnded, RowsIn
+from pilotlight.views import JobView, Totals
 from pilotlight.wire import JobRequest, Operation, StreamInput, StreamOutput
 
 from .conftest import COMMAND

@@ -15,7 +15,7 @@ from pilotlight.core.agent import Agent
 from pilotlight.core.allocation import Options
 from pilotlight.core.model import Device, Variant
 from pilotlight.core.scheduler import Scheduler
-from pilotlight.core.transitions import JobState
+from pilotlight.core.transitions import JobState, ReplicaState
 
 WANTED = 4
 
@@ -96,7 +96,15 @@ class World:
     def _join(self, name: str) -> ev.WorkerJoined:
         worker = self.workers[name]
         facts = tuple(
-            ev.ReplicaFact(r.device_id, r.variant_id, replica_id, r.live, WANTED, self._really(r.variant_id), 0.1)
+            ev.ReplicaFact(
+                r.device_id,
+                r.variant_id,
+                replica_id,
+                ReplicaState.LIVE if r.live else ReplicaState.STARTING,
+                WANTED,
+                self._really(r.variant_id),
+                load_s=0.1,
+            )
             for replica_id, r in worker.replicas.items()
             if replica_id in worker.agent.replicas and worker.agent.replicas[replica_id].kill_at_s is None
         )
@@ -219,13 +227,13 @@ class World:
 
     def _manager_does(self, decision: do.ManagerDecision) -> None:
         match decision:
-            case do.SendWants(name, version, wants):
-                pairs = tuple((device_id, self.variants[variant_id]) for device_id, variant_id in wants)
+            case do.SendWants(name, version, wants, _):
+                pairs = tuple((device_id, self.variants[variant_id], level) for device_id, variant_id, level in wants)
                 self._down(name, ev.WantsChanged(1, version, pairs))
-            case do.GrantRows(name, lease_id, job_id, spans, isolated):
+            case do.GrantRows(name, lease_id, job_id, spans, isolated, _):
                 self._down(name, ev.JobDefined(job_id, self.scheduler.state.jobs[job_id].variant_id))
                 self._down(name, ev.LeaseGranted(1, lease_id, job_id, spans, isolated))
-            case do.RevokeRows(name, lease_id, rows):
+            case do.RevokeRows(name, lease_id, rows, _):
                 self._down(name, ev.LeaseRevoked(1, lease_id, rows))
             case do.ReadRows(job_id, rows):
                 job = self.jobs[job_id]
@@ -261,7 +269,7 @@ class World:
     def _agent_does(self, name: str, worker: Worker, decision: do.AgentDecision) -> None:
         agent = worker.agent
         match decision:
-            case do.StartReplica(replica_id, device_id, variant_id):
+            case do.StartReplica(replica_id, device_id, variant_id, _):
                 worker.replicas[replica_id] = Replica(variant_id, device_id)
             case do.StopReplica(replica_id, kill):
                 if replica_id in worker.replicas:
@@ -278,9 +286,9 @@ class World:
                 worker.up.append(ev.RowsReturned(name, lease_id, spans))
             case do.SendResident(replica_id):
                 held = agent.replicas[replica_id]
-                live, need = held.wanted > 0, held.memory_bytes
+                need = held.memory_bytes
                 variant_id = held.variant.variant_id
-                fact = ev.ReplicaFact(held.device_id, variant_id, replica_id, live, held.wanted, need, 0.1)
+                fact = ev.ReplicaFact(held.device_id, variant_id, replica_id, held.state, held.wanted, need, load_s=0.1)
                 worker.up.append(ev.ReplicaReported(name, fact))
             case do.SendStopped(device_id, variant_id, _):
                 worker.up.append(ev.ReplicaStopped(name, device_id, variant_id))

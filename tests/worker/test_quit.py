@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from pilotlight.messages import Load, Quit
+from pilotlight.replica_messages import Load, Quit
 from pilotlight.runtimes.echo import EchoRuntime
 from pilotlight.wire import Context, DeviceSpec
 from pilotlight.worker import replica

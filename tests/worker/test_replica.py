@@ -12,8 +12,8 @@ import pytest
 
 from pilotlight.connection import Frames, frame
 from pilotlight.core.errors import LinkClosed
-from pilotlight.messages import Feed, Finished, Forget, Live, Load, Quit, ReplicaMessage, ReplicaReply
 from pilotlight.ports import Outcome, Row
+from pilotlight.replica_messages import Feed, Finished, Forget, Live, Load, Quit, ReplicaMessage, ReplicaReply
 from pilotlight.runtimes.echo import EchoRuntime
 from pilotlight.wire import Chunk, Context, DeviceSpec, Operation
 from pilotlight.worker import replica

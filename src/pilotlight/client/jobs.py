@@ -16,7 +16,8 @@ from pilotlight.client.feed import Window
 from pilotlight.client.launch import named_error
 from pilotlight.client.results import Reader, Result, RowError
 from pilotlight.core.errors import JobCancelled, JobFailed, OutputError, PilotlightError
-from pilotlight.messages import Accepted, Cancel, ClientMessage, JobEnded, JobView, Refused, RowsOut
+from pilotlight.messages import Accepted, Cancel, ClientMessage, JobEnded, Refused, RowsOut
+from pilotlight.views import JobView
 
 R = TypeVar("R", bound=Result)
 

@@ -144,6 +144,8 @@ class Agent:
                 self._manager_lost()
             case ev.DrainAsked():
                 self._drain(event)
+            case ev.ReplicaSlept() | ev.ReplicaProgressed() | ev.CopyMade() | ev.CopyFailed() | ev.CopyGone():
+                pass
             case ev.Tick():
                 self._tick()
         return self._out
@@ -171,7 +173,7 @@ class Agent:
             return
         self.wants_version = event.version
         for slot in self.slots.values():
-            slot.wants = tuple(variant for device_id, variant in event.wants if device_id == slot.device.device_id)
+            slot.wants = tuple(variant for device_id, variant, _ in event.wants if device_id == slot.device.device_id)
             slot.refused.clear()
         self._settle()
         for variant in {variant.variant_id: variant for slot in self.slots.values() for variant in slot.wants}:
@@ -312,7 +314,7 @@ class Agent:
         replica = Held(f"{self.worker_id}.{self._made}", slot.device.device_id, variant)
         replica.load_until_s = self._now + LOAD_S_MAX
         self.replicas[replica.replica_id] = replica
-        self._out.append(StartReplica(replica.replica_id, slot.device.device_id, variant.variant_id))
+        self._out.append(StartReplica(replica.replica_id, slot.device.device_id, variant.variant_id, "cold"))
         self._out.append(SendResident(replica.replica_id))
         return replica
 

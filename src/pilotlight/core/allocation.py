@@ -12,7 +12,7 @@ from pilotlight.core.decisions import GrantRows, ManagerDecision, ReadRows, Revo
 from pilotlight.core.model import Job, Lease, VariantId, Worker
 from pilotlight.core.policy import placement, sharing, sizing, tail
 from pilotlight.core.state import State
-from pilotlight.core.transitions import LEASE, JobState, LeaseState, WorkerState, step
+from pilotlight.core.transitions import LEASE, JobState, LeaseState, Level, WorkerState, step
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Allocation:
                 changed = True
             if changed:
                 worker.wants_version += 1
-                pairs = tuple((d, v) for d, belief in worker.devices.items() for v in belief.wants)
+                pairs = tuple((d, v, Level.LIVE) for d, belief in worker.devices.items() for v in belief.wants)
                 self._out.append(SendWants(worker.worker_id, worker.wants_version, pairs))
                 self.take_back(worker)
 

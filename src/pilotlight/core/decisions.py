@@ -9,18 +9,20 @@ from dataclasses import dataclass
 
 from pilotlight.core.model import DeviceId, JobId, LeaseId, ReplicaId, VariantId, WorkerId
 from pilotlight.core.ranges import Span
-from pilotlight.core.transitions import JobState
+from pilotlight.core.transitions import JobState, Level
 
 # --- the manager's --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class SendWants:
-    """Tell a worker all that its devices should hold."""
+    """Tell a worker all that its devices and its memory should hold; only `LIVE` names a device. `why`, here and
+    below, is for stories: one clause, in words."""
 
     worker_id: WorkerId
     version: int
-    wants: tuple[tuple[DeviceId, VariantId], ...]
+    wants: tuple[tuple[DeviceId, VariantId, Level], ...]
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class GrantRows:
     job_id: JobId
     spans: tuple[Span, ...]
     isolated: bool
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class RevokeRows:
     worker_id: WorkerId
     lease_id: LeaseId
     rows: int | None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +110,13 @@ ManagerDecision = (
 
 @dataclass(frozen=True, slots=True)
 class StartReplica:
-    """Have a runtime server fork a replica. Ends in `ReplicaLive`, `ReplicaFailed` or `ReplicaExited`."""
+    """Have a runtime server fork a replica that loads from the nearest copy. Ends in `ReplicaLive`, `ReplicaFailed` or
+    `ReplicaExited`. `origin`: where that copy is."""
 
     replica_id: ReplicaId
     device_id: DeviceId
     variant_id: VariantId
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +125,37 @@ class StopReplica:
 
     replica_id: ReplicaId
     kill: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SleepReplica:
+    """Have a live replica without rows give its device's memory back. Ends in `ReplicaSlept` or `ReplicaExited`."""
+
+    replica_id: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class WakeReplica:
+    """Have a sleeping replica take its device's memory again. Ends in `ReplicaLive` or `ReplicaExited`."""
+
+    replica_id: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class MakeCopy:
+    """Stage a variant's files on the machine's disk, or park its weights in memory. Ends in `CopyMade` or
+    `CopyFailed`."""
+
+    variant_id: VariantId
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class DropCopy:
+    """Let go of a parked copy. Ends in `CopyGone`."""
+
+    variant_id: VariantId
+    level: Level
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +189,16 @@ class SendResident:
     """Report a replica as it is now."""
 
     replica_id: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class SendCopy:
+    """Report a copy of a variant's files; `bytes` 0: it is gone."""
+
+    variant_id: VariantId
+    level: Level
+    bytes: int
+    took_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +249,6 @@ class Exit:
 
 
 AgentDecision = (
-    StartReplica | StopReplica | FeedRows | DropRows | SendReturned | SendResident | SendStopped | SendDied
-    | SendLoadFailed | SendLeaving | Exit
+    StartReplica | StopReplica | SleepReplica | WakeReplica | MakeCopy | DropCopy | FeedRows | DropRows | SendReturned
+    | SendResident | SendCopy | SendStopped | SendDied | SendLoadFailed | SendLeaving | Exit
 )  # fmt: skip

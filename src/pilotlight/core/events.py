@@ -9,33 +9,52 @@ from dataclasses import dataclass, field
 
 from pilotlight.core.model import Device, DeviceId, JobId, LeaseId, ReplicaId, Variant, VariantId, WorkerId
 from pilotlight.core.ranges import Span
+from pilotlight.core.transitions import Level, ReplicaState
 
 # --- the manager's --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFact:
-    """One line of a worker's inventory or report: a replica, live or starting."""
+    """One line of a worker's inventory or report: a replica that is starting, live or asleep."""
 
     device_id: DeviceId
     variant_id: VariantId
     replica_id: ReplicaId
-    live: bool
+    state: ReplicaState
     wanted: int = 0
     memory_bytes: int = 0
+    attachment_bytes: int = 0
+    origin: str = "cold"
     load_s: float = 0.0
     pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
+class CopyFact:
+    """One line of a worker's inventory or report: a copy of a variant's files. `bytes` 0: it is gone."""
+
+    variant_id: VariantId
+    level: Level
+    bytes: int
+    took_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerJoined:
-    """A worker's connection opened. Whatever was believed of a worker of that name before is void."""
+    """A worker's connection opened. Whatever was believed of a worker of that name before is void.
+
+    variants: those of its inventory and copies. memory_bytes: of its host, for parked copies.
+    """
 
     worker_id: WorkerId
     pid: int
     host: str
     devices: tuple[Device, ...]
     inventory: tuple[ReplicaFact, ...] = ()
+    copies: tuple[CopyFact, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +83,18 @@ class WorkerHeard:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReported:
-    """A replica is starting, went live, or wants another number of requests."""
+    """A replica is starting, went live, fell asleep, wants another number of requests, or holds more or less."""
 
     worker_id: WorkerId
     fact: ReplicaFact
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReported:
+    """A copy of a variant's files was made, or is gone."""
+
+    worker_id: WorkerId
+    fact: CopyFact
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +143,21 @@ class JobSubmitted:
     may_hedge: bool = True
     done: tuple[Span, ...] = ()
     attempts: dict[int, int] = field(default_factory=dict[int, int])
+
+
+@dataclass(frozen=True, slots=True)
+class VariantPinned:
+    """Someone wants a variant live wherever there is room, whether a job needs it or not; or (`on` False) no longer."""
+
+    variant: Variant
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VariantEvicted:
+    """Someone wants a variant that no job needs to leave all devices and memories."""
+
+    variant_id: VariantId
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +217,9 @@ class Tick:
 
 
 ManagerEvent = (
-    WorkerJoined | WorkerLost | WorkerLeaving | WorkerHeard | ReplicaReported | ReplicaStopped | ReplicaDied
-    | LoadFailed | JobSubmitted | RowsRead | RowsWritten | RowsReturned | JobCancelled | JobBroken | Tick
+    WorkerJoined | WorkerLost | WorkerLeaving | WorkerHeard | ReplicaReported | CopyReported | ReplicaStopped
+    | ReplicaDied | LoadFailed | JobSubmitted | VariantPinned | VariantEvicted | RowsRead | RowsWritten | RowsReturned
+    | JobCancelled | JobBroken | Tick
 )  # fmt: skip
 
 
@@ -185,19 +228,20 @@ ManagerEvent = (
 
 @dataclass(frozen=True, slots=True)
 class WantsChanged:
-    """The manager's list of what to hold live: (device, variant), most wanted first."""
+    """The manager's list of what to hold: (device, variant, level), most wanted first. Only `LIVE` names a device."""
 
     epoch: int
     version: int
-    wants: tuple[tuple[DeviceId, Variant], ...]
+    wants: tuple[tuple[DeviceId, Variant, Level], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class JobDefined:
-    """The variant that a job's rows need."""
+    """The variant that a job's rows need, and how long a replica may hold such rows without a sign of progress."""
 
     job_id: JobId
     variant_id: VariantId
+    request_timeout_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +273,55 @@ class JobForgotten:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLive:
-    """A replica of ours is loaded and warm."""
+    """A replica of ours is loaded and warm, or awake again."""
 
     replica_id: ReplicaId
     wanted: int
     memory_bytes: int
+    can_sleep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSlept:
+    """A replica of ours sleeps, and still holds so much of its device."""
+
+    replica_id: ReplicaId
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaProgressed:
+    """A replica of ours finished a step, and no row with it."""
+
+    replica_id: ReplicaId
+    started: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyMade:
+    """A copy of a variant's files is there: parked in our memory, or staged on the machine's disk."""
+
+    variant_id: VariantId
+    level: Level
+    bytes: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFailed:
+    """A copy could not be made (no room, unreadable files); replicas are built from the next nearest place."""
+
+    variant_id: VariantId
+    level: Level
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CopyGone:
+    """A copy is no longer there: dropped as we wished, or taken by the cache's size limit."""
+
+    variant_id: VariantId
+    level: Level
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +350,8 @@ class RowsFinished:
     spans: tuple[Span, ...]
     wanted: int
     started: int
+    memory_bytes: int = 0
+    attachment_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +375,7 @@ class DrainAsked:
 
 
 AgentEvent = (
-    WantsChanged | JobDefined | LeaseGranted | LeaseRevoked | JobForgotten | ReplicaLive | ReplicaFailed | ReplicaExited
-    | RowsFinished | ManagerLost | ManagerFound | DrainAsked | Tick
+    WantsChanged | JobDefined | LeaseGranted | LeaseRevoked | JobForgotten | ReplicaLive | ReplicaSlept
+    | ReplicaProgressed | ReplicaFailed | ReplicaExited | CopyMade | CopyFailed | CopyGone | RowsFinished | ManagerLost
+    | ManagerFound | DrainAsked | Tick
 )  # fmt: skip

@@ -30,11 +30,15 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A context as one runtime holds it. `memory_bytes` is a hint of what a live replica needs."""
+    """A context as one runtime holds it.
+
+    memory_bytes: a hint of what a live replica needs. has_files: it is built from files that can be staged and parked.
+    """
 
     variant_id: VariantId
     name: str
     memory_bytes: int = 0
+    has_files: bool = False
 
 
 @dataclass(slots=True)
@@ -46,9 +50,21 @@ class Replica:
     state: ReplicaState
     wanted: int = 0
     memory_bytes: int = 0
+    attachment_bytes: int = 0
+    origin: str = "cold"
     load_s: float = 0.0
     pid: int = 0
     rows_done: int = 0
+    since_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Copy:
+    """A variant's files on a worker: parked in its memory, or staged on its disk. took_s: how long that took."""
+
+    bytes: int
+    since_s: float
+    took_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -85,6 +101,11 @@ class Worker:
     host: str
     devices: dict[DeviceId, DeviceBelief]
     deadline_s: float
+    memory_bytes: int = 0
+    parked: dict[VariantId, Copy] = field(default_factory=dict[VariantId, Copy])
+    staged: dict[VariantId, Copy] = field(default_factory=dict[VariantId, Copy])
+    park_wants: tuple[VariantId, ...] = ()
+    """Variants that its memory should hold where its devices do not."""
     state: WorkerState = WorkerState.LIVE
     wants_version: int = 0
     leases: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])

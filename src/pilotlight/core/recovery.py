@@ -36,13 +36,13 @@ def worker_from(event: WorkerJoined, now: float, silence_s: float) -> Worker:
             devices[fact.device_id].replicas[fact.variant_id] = Replica(
                 replica_id=fact.replica_id,
                 variant_id=fact.variant_id,
-                state=ReplicaState.LIVE if fact.live else ReplicaState.STARTING,
+                state=fact.state,
                 wanted=fact.wanted,
                 memory_bytes=fact.memory_bytes,
                 load_s=fact.load_s,
                 pid=fact.pid,
             )
-            if fact.live:
+            if fact.state is ReplicaState.LIVE:
                 devices[fact.device_id].wants += (fact.variant_id,)
                 devices[fact.device_id].was_live.add(fact.variant_id)
     return Worker(event.worker_id, event.pid, event.host, devices, now + silence_s)

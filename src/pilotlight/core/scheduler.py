@@ -79,7 +79,7 @@ class Scheduler:
                 self._job_cancelled(event)
             case ev.JobBroken():
                 self._job_broken(event)
-            case ev.Tick():
+            case _:
                 self._tick()
         return self._out
 
@@ -223,14 +223,14 @@ class Scheduler:
             return
         belief = worker.devices[fact.device_id]
         known = belief.replicas.get(fact.variant_id)
-        state = ReplicaState.LIVE if fact.live else ReplicaState.STARTING
+        state = fact.state
         if known is None or known.replica_id != fact.replica_id:
             known = Replica(fact.replica_id, fact.variant_id, state)
             belief.replicas[fact.variant_id] = known
         elif known.state is not state:
             known.state = step(REPLICA, known.state, state)
         known.wanted, known.memory_bytes, known.pid = fact.wanted, fact.memory_bytes, fact.pid
-        if not fact.live:
+        if fact.state is not ReplicaState.LIVE:
             return
         if fact.load_s and not known.load_s:
             name = self._name(fact.variant_id)

@@ -14,8 +14,17 @@ class ReplicaState(Enum):
 
     STARTING = "starting"
     LIVE = "live"
+    ASLEEP = "asleep"
     STOPPING = "stopping"
     GONE = "gone"
+
+
+class Level(Enum):
+    """How near a worker is to hold a variant, nearest first."""
+
+    LIVE = "live"
+    PARKED = "parked"
+    STAGED = "staged"
 
 
 class LeaseState(Enum):
@@ -54,6 +63,10 @@ REPLICA: Table[ReplicaState] = {
     (ReplicaState.STARTING, ReplicaState.GONE): "it could not load, or it died while loading",
     (ReplicaState.LIVE, ReplicaState.STOPPING): "its room is wanted for another variant, or its worker drains",
     (ReplicaState.LIVE, ReplicaState.GONE): "it died: its rows become suspects",
+    (ReplicaState.LIVE, ReplicaState.ASLEEP): "its room is wanted, and it can wake sooner than it could load",
+    (ReplicaState.ASLEEP, ReplicaState.LIVE): "it is wanted again, and gave an answer to its first request",
+    (ReplicaState.ASLEEP, ReplicaState.STOPPING): "nothing wants it any more, or its worker drains",
+    (ReplicaState.ASLEEP, ReplicaState.GONE): "it died in its sleep, with no row to lose",
     (ReplicaState.STOPPING, ReplicaState.GONE): "it ended as asked, or was killed when it did not",
 }
 

@@ -126,6 +126,8 @@ class Clients:
                 self._greet(client, message)
             case Shutdown():
                 self.over.set()
+            case _:
+                pass
 
     def _greet(self, client: _Client, hello: Hello) -> None:
         if hello.version != VERSION:

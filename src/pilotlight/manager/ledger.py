@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pilotlight.core.state import State
-from pilotlight.messages import Resident, Totals
+from pilotlight.messages import Resident
+from pilotlight.views import Totals
 
 
 class Ledger:

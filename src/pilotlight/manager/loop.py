@@ -21,7 +21,7 @@ from pilotlight.core.errors import InputError, OutputError, PilotlightError, Ret
 from pilotlight.core.model import Device, Variant
 from pilotlight.core.ranges import Span, span_count
 from pilotlight.core.scheduler import Scheduler
-from pilotlight.core.transitions import JobState
+from pilotlight.core.transitions import JobState, ReplicaState
 from pilotlight.io import rows as row_codec
 from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, only
 from pilotlight.manager.keeper import Keeper
@@ -113,7 +113,7 @@ class Manager:
         request = job.request
         self.jobs[job.job_id] = job
         self.contexts[job.variant_id] = request.context
-        variant = Variant(job.variant_id, request.context.name, request.context.memory_bytes)
+        variant = variant_of(job.variant_id, request.context)
         self.put(
             ev.JobSubmitted(
                 job.job_id,
@@ -160,7 +160,10 @@ class Manager:
             case do.RevokeRows(worker_id, lease_id, rows):
                 self._link.send(worker_id, Revoke(epoch=self.epoch, lease=lease_id, rows=rows))
             case do.SendWants():
-                wants = [Want(device=d, variant=v, context=self.contexts[v]) for d, v in decision.wants]
+                wants = [
+                    Want(device=d, variant=v, context=self.contexts[v], level=level.value)
+                    for d, v, level in decision.wants
+                ]
                 message = Wants(epoch=self.epoch, version=decision.version, wants=wants)
                 self._link.send(decision.worker_id, message)
             case do.WriteFailure():
@@ -192,7 +195,12 @@ class Manager:
         job = self.jobs[grant.job_id]
         if grant.worker_id not in job.sent_to:
             job.sent_to.add(grant.worker_id)
-            define = DefineJob(job=job.job_id, variant=job.variant_id, operation=job.request.operation)
+            define = DefineJob(
+                job=job.job_id,
+                variant=job.variant_id,
+                operation=job.request.operation,
+                request_timeout_s=job.request.request_timeout_s,
+            )
             self._link.send(grant.worker_id, define)
         chunks = job.store.get(grant.spans)
         message = Grant(
@@ -398,14 +406,21 @@ class Manager:
             await asyncio.gather(task, return_exceptions=True)
 
 
+def variant_of(variant_id: str, context: Context) -> Variant:
+    """A variant as the machines know it."""
+    return Variant(variant_id, context.name, context.memory_bytes, has_files=context.model_path is not None)
+
+
 def _fact(resident: Resident) -> ev.ReplicaFact:
     return ev.ReplicaFact(
         resident.device,
         resident.variant,
         resident.replica,
-        resident.state == "live",
+        ReplicaState(resident.state),
         resident.wanted,
         resident.memory_bytes,
+        resident.attachment_bytes,
+        resident.origin,
         resident.load_s,
         resident.pid,
     )

@@ -7,7 +7,8 @@ import time
 from pilotlight.core.model import Worker
 from pilotlight.manager.jobs import JobFiles
 from pilotlight.manager.loop import Manager
-from pilotlight.messages import JobView, ReplicaView, Snapshot, WorkerView
+from pilotlight.messages import Snapshot
+from pilotlight.views import JobView, ReplicaView, WorkerView
 
 
 def snapshot(manager: Manager) -> Snapshot:

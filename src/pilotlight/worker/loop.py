@@ -21,24 +21,19 @@ from pilotlight.core import events as ev
 from pilotlight.core.agent import Agent
 from pilotlight.core.errors import LinkClosed
 from pilotlight.core.model import Device, Variant
-from pilotlight.core.transitions import ReplicaState
+from pilotlight.core.transitions import Level, ReplicaState
 from pilotlight.messages import (
     Ack,
     Beat,
     DefineJob,
     Died,
     Drain,
-    Failed,
-    Feed,
-    Finished,
     ForgetJob,
     Grant,
     Join,
     Leaving,
-    Live,
     LoadFailed,
     ManagerMessage,
-    ReplicaReply,
     Reported,
     Resident,
     Returned,
@@ -49,6 +44,7 @@ from pilotlight.messages import (
     Welcome,
 )
 from pilotlight.ports import WorkerLink
+from pilotlight.replica_messages import Failed, Feed, Finished, Live, ReplicaReply
 from pilotlight.rowstore import RowStore
 from pilotlight.wire import Context, DeviceSpec, Operation, PoolSpec
 from pilotlight.worker import log
@@ -154,12 +150,21 @@ class AgentLoop:
                 self._handle(ev.LeaseRevoked(message.epoch, message.lease, message.rows))
             case DefineJob():
                 self._operations[message.job] = message.operation
-                self._handle(ev.JobDefined(message.job, message.variant))
+                self._handle(ev.JobDefined(message.job, message.variant, message.request_timeout_s))
             case Wants():
                 for want in message.wants:
                     self._contexts[want.variant] = want.context
                 wants = tuple(
-                    (want.device, Variant(want.variant, want.context.name, want.context.memory_bytes))
+                    (
+                        want.device,
+                        Variant(
+                            want.variant,
+                            want.context.name,
+                            want.context.memory_bytes,
+                            has_files=want.context.model_path is not None,
+                        ),
+                        Level(want.level),
+                    )
                     for want in message.wants
                 )
                 self._handle(ev.WantsChanged(message.epoch, message.version, wants))

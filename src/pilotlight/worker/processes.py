@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from pilotlight.connection import Connection, adopt
-from pilotlight.messages import Exited, Feed, Forget, Forked, Load, Quit, ReplicaReply, ServerReply, Spawn
+from pilotlight.replica_messages import Exited, Feed, Forget, Forked, Load, Quit, ReplicaReply, ServerReply, Spawn
 from pilotlight.wire import Context, DeviceSpec
 
 EXIT_STATUS_S_MAX = 1.0

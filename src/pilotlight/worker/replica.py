@@ -18,8 +18,8 @@ import msgspec
 
 from pilotlight.connection import Frames, frame
 from pilotlight.core.errors import LinkClosed, LoadError, PilotlightError, RequestError
-from pilotlight.messages import Failed, Feed, Finished, Forget, Live, Load, Quit, ReplicaMessage, ReplicaReply
 from pilotlight.ports import Model, Outcome, Row, Runtime
+from pilotlight.replica_messages import Failed, Feed, Finished, Forget, Live, Load, Quit, ReplicaMessage, ReplicaReply
 from pilotlight.wire import Operation, ResultChunk, Span
 from pilotlight.worker import log
 from pilotlight.worker.coder import Coder

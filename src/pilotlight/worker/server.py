@@ -18,8 +18,8 @@ from typing import NoReturn
 import msgspec
 
 from pilotlight.core.errors import PilotlightError
-from pilotlight.messages import Exited, Forked, ServerReply, Spawn
 from pilotlight.ports import Runtime
+from pilotlight.replica_messages import Exited, Forked, ServerReply, Spawn
 from pilotlight.worker import build, log, replica
 
 LINE_BYTES_MAX = 1 << 16

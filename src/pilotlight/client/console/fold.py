@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from pilotlight.messages import JobEnded, JobView, Notice, ReplicaView, Snapshot, Totals, WorkerView
+from pilotlight.messages import JobEnded, Notice, Snapshot
+from pilotlight.views import JobView, ReplicaView, Totals, WorkerView
 
 RATE_S = 10.0
 """The rate shown is that of the last ten seconds."""

@@ -1,0 +1,98 @@
+"""What displays are told: jobs, workers, contexts and where they are, sums over a pool's life.
+
+Folded from the manager's belief by `manager/views.py`; `messages.py` says when each is sent.
+"""
+
+from __future__ import annotations
+
+from pilotlight.wire import Struct
+
+
+class JobView(Struct, frozen=True, kw_only=True):
+    """A job as a display needs it. `fraction` of the input read, 0..1 (None: unknown); `rows_total` once known.
+    `output`: a path job's; `context`: its context's name; `began_s`: Unix time; `message`: why it ended, if it did."""
+
+    job: str
+    name: str
+    state: str
+    rows_read: int
+    rows_done: int
+    rows_error: int
+    rows_leased: int
+    rows_resumed: int = 0
+    rows_total: int | None = None
+    fraction: float | None = None
+    errors: dict[str, int] = {}
+    counters: dict[str, float] = {}
+    running_s: float = 0.0
+    began_s: float = 0.0
+    output: str = ""
+    context: str = ""
+    weight: float = 1.0
+    detached: bool = False
+    message: str = ""
+
+
+class ResidenceView(Struct, frozen=True, kw_only=True):
+    """Where a variant is on one worker. level: live, starting, asleep, parked, staged. age_s: since when. took_s: how
+    long it took to get there, `stages` by stage. rows: finished by this replica. attachment_bytes: prompt prefixes."""
+
+    worker: str
+    level: str
+    device: str = ""
+    bytes: int = 0
+    attachment_bytes: int = 0
+    age_s: float = 0.0
+    took_s: float = 0.0
+    stages: dict[str, float] = {}
+    rows: int = 0
+
+
+class ContextView(Struct, frozen=True, kw_only=True):
+    """A context and all its residences. used: how many jobs ever used it here; idle_s: since its last use."""
+
+    variant: str
+    context: str
+    name: str
+    runtime: str
+    pinned: bool
+    jobs: int
+    used: int
+    idle_s: float
+    residences: list[ResidenceView]
+
+
+class ReplicaView(Struct, frozen=True, kw_only=True):
+    """A replica as a display needs it. state: starting, live, asleep, stopping; load_s once live."""
+
+    device: str
+    device_kind: str
+    context: str
+    name: str
+    state: str
+    pid: int = 0
+    load_s: float = 0.0
+    rows_done: int = 0
+
+
+class WorkerView(Struct, frozen=True, kw_only=True):
+    """A worker as a display needs it. state: live, draining, lost."""
+
+    worker: str
+    pid: int
+    host: str
+    state: str
+    rows_done: int
+    rows_leased: int
+    replicas: list[ReplicaView]
+
+
+class Totals(Struct, frozen=True, kw_only=True):
+    """Sums over the pool's life. `rows_lost`: requests that had started when their replica or worker died."""
+
+    loads: dict[str, int] = {}
+    load_s: float = 0.0
+    busy_s: float = 0.0
+    rows_lost: int = 0
+    workers_lost: int = 0
+    replicas_lost: int = 0
