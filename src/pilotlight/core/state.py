@@ -27,6 +27,16 @@ class State:
     proved: set[VariantId] = field(default_factory=set[VariantId])
     """Variants that have had results."""
     used_at_s: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
+    uses: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
+    """How many jobs a variant has served."""
+    pinned: set[VariantId] = field(default_factory=set[VariantId])
+    """Variants that someone wants live wherever there is room, and that `keep_alive` does not end."""
+    load_s: dict[tuple[VariantId, str, str], float] = field(default_factory=dict[tuple[VariantId, str, str], float])
+    """How long loads took lately, by variant, kind of device and origin (`cold`, `staged`, `parked`, `asleep`)."""
+    refusals: dict[tuple[VariantId, str], dict[WorkerId, str]] = field(
+        default_factory=dict[tuple[VariantId, str], dict[WorkerId, str]]
+    )
+    """Which workers could not hold a variant on a kind of device, and why; outlives the workers."""
     leases_made: int = 0
     rows_lost: int = 0
     workers_lost: int = 0
@@ -127,6 +137,10 @@ class State:
 
     # --- views
 
+    def need_bytes(self, variant_id: VariantId) -> int:
+        """Device memory that a variant takes: measured once it has been live anywhere, before that as declared."""
+        return self.measured_bytes.get(variant_id) or self.variants[variant_id].memory_bytes
+
     def live_workers(self) -> list[Worker]:
         """Workers that may get work, in the order they joined."""
         return [worker for worker in self.workers.values() if worker.state is WorkerState.LIVE]
@@ -166,7 +180,7 @@ class State:
         believed = {variant_id: rows for variant_id, rows in worker.outstanding.items() if rows}
         assert believed == counts, f"{worker.worker_id}: outstanding {believed} is not {counts}"
         for belief in worker.devices.values():
-            promised = sum(self.variants[variant_id].memory_bytes for variant_id in belief.wants)
+            promised = sum(self.need_bytes(variant_id) for variant_id in belief.wants)
             alone = len(belief.wants) <= 1
             assert alone or promised <= belief.device.memory_bytes, (
                 f"{worker.worker_id}/{belief.device.device_id} was promised {promised} bytes of "
