@@ -1,14 +1,13 @@
 """The worker's machine: `Agent.handle(event, now) -> decisions`.
 
-It owns what is resident on this worker. The manager says what it would like to be live (wants) and leases rows; this
-machine starts and stops replicas within the memory there is, feeds rows to replicas by credit, and gives back what
-has not started when asked. It knows rows by index; the loop around it keeps their bytes.
+It owns what is resident on this worker. The manager says what it would like to be held (wants) and leases rows; this
+machine has replicas started and stopped (`residence`), feeds rows to them by credit, and gives back what has not
+started when asked. It knows rows by index; the loop around it keeps their bytes.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pilotlight.core import events as ev
 from pilotlight.core.decisions import (
@@ -22,48 +21,11 @@ from pilotlight.core.decisions import (
     SendResident,
     SendReturned,
     SendStopped,
-    StartReplica,
-    StopReplica,
 )
-from pilotlight.core.errors import Crowded, NoRoom
-from pilotlight.core.model import Device, DeviceId, JobId, LeaseId, ReplicaId, Variant, VariantId
+from pilotlight.core.model import Device, DeviceId, JobId, LeaseId, ReplicaId, VariantId
 from pilotlight.core.ranges import IndexSet, Span, span_count
+from pilotlight.core.residence import RESTART_S_MAX, Held, Residences, Slot
 from pilotlight.core.transitions import REPLICA, ReplicaState, step
-
-STOP_GRACE_S = 3.0
-RESTART_S_MAX = 5.0
-LOAD_S_MAX = 1800.0
-"""A load that takes longer hangs."""
-
-
-@dataclass(slots=True)
-class Held:
-    """A replica of this worker, and the rows it holds, by lease."""
-
-    replica_id: ReplicaId
-    device_id: DeviceId
-    variant: Variant
-    state: ReplicaState = ReplicaState.STARTING
-    wanted: int = 0
-    memory_bytes: int = 0
-    rows: dict[LeaseId, IndexSet] = field(default_factory=dict[LeaseId, IndexSet])
-    begun: int | None = None
-    """How many of its rows it had begun by its own last word; None: it has not said yet."""
-    alone: bool = False
-    """What it holds must have nothing beside it."""
-    load_until_s: float = math.inf
-    kill_at_s: float | None = None
-    refusal: tuple[str, str] | None = None
-
-    @property
-    def count(self) -> int:
-        """Rows that it holds."""
-        return sum(len(rows) for rows in self.rows.values())
-
-    @property
-    def started(self) -> int:
-        """Rows that it holds and has begun, as far as it said."""
-        return self.count if self.begun is None else min(self.count, self.begun)
 
 
 @dataclass(slots=True)
@@ -76,26 +38,17 @@ class Granted:
     queue: IndexSet
 
 
-@dataclass(slots=True)
-class Slot:
-    """A device and what is wanted of it. `refused`: variants not to be tried again before new wants come."""
-
-    device: Device
-    wants: tuple[Variant, ...] = ()
-    refused: set[VariantId] = field(default_factory=set[VariantId])
-    deaths: int = 0
-    restart_at_s: float = 0.0
-
-
 class Agent:
     """The pure machine of one worker."""
 
-    def __init__(self, worker_id: str, devices: tuple[Device, ...], orphan_timeout_s: float) -> None:
+    def __init__(
+        self, worker_id: str, devices: tuple[Device, ...], orphan_timeout_s: float, memory_bytes: int = 0
+    ) -> None:
+        """`memory_bytes`: of the host, for parked copies and sleeping replicas."""
         self.worker_id = worker_id
-        self.slots = {device.device_id: Slot(device) for device in devices}
-        self.replicas: dict[ReplicaId, Held] = {}
+        self.residences = Residences(worker_id, devices, memory_bytes)
         self.leases: dict[LeaseId, Granted] = {}
-        self.jobs: dict[JobId, VariantId] = {}
+        self.jobs: dict[JobId, ev.JobDefined] = {}
         self.epoch = 0
         self.wants_version = 0
         self.orphan_timeout_s = orphan_timeout_s
@@ -103,9 +56,18 @@ class Agent:
         self.drain_until_s: float | None = None
         self.drain_reason = ""
         self.exiting = False
-        self._made = 0
         self._out: list[AgentDecision] = []
         self._now = 0.0
+
+    @property
+    def replicas(self) -> dict[ReplicaId, Held]:
+        """The worker's replicas."""
+        return self.residences.replicas
+
+    @property
+    def slots(self) -> dict[DeviceId, Slot]:
+        """The worker's devices, and what is wanted of them."""
+        return self.residences.slots
 
     @property
     def started(self) -> int:
@@ -117,6 +79,7 @@ class Agent:
         assert now >= self._now, "time went backwards"
         self._now = now
         self._out = []
+        self.residences.begin(self._out, now)
         if self.exiting:
             return self._out
         match event:
@@ -129,7 +92,7 @@ class Agent:
             case ev.WantsChanged():
                 self._wants_changed(event)
             case ev.JobDefined():
-                self.jobs[event.job_id] = event.variant_id
+                self.jobs[event.job_id] = event
             case ev.JobForgotten():
                 self._forgotten(event.job_id)
             case ev.ReplicaLive():
@@ -144,11 +107,32 @@ class Agent:
                 self._manager_lost()
             case ev.DrainAsked():
                 self._drain(event)
-            case ev.ReplicaSlept() | ev.ReplicaProgressed() | ev.CopyMade() | ev.CopyFailed() | ev.CopyGone():
-                pass
             case ev.Tick():
                 self._tick()
+            case _:
+                self._resided(event)
         return self._out
+
+    def _resided(
+        self, event: ev.ReplicaSlept | ev.ReplicaProgressed | ev.CopyMade | ev.CopyFailed | ev.CopyGone
+    ) -> None:
+        """What only concerns what is held, and how near."""
+        match event:
+            case ev.ReplicaProgressed(replica_id, started):
+                if replica_id in self.replicas:
+                    self.replicas[replica_id].begun = started
+                    self.replicas[replica_id].progress_at_s = self._now
+                return
+            case ev.ReplicaSlept(replica_id, memory_bytes):
+                if replica_id in self.replicas:
+                    self.residences.slept(self.replicas[replica_id], memory_bytes)
+            case ev.CopyMade(variant_id, level, size, took_s):
+                self.residences.copy_made(variant_id, level, size, took_s)
+            case ev.CopyFailed(variant_id, level, _):
+                self.residences.copy_failed(variant_id, level)
+            case ev.CopyGone(variant_id, level):
+                self.residences.copy_gone(variant_id, level)
+        self._settle()
 
     # --- the manager's side
 
@@ -172,9 +156,7 @@ class Agent:
         if event.epoch < self.epoch or event.version <= self.wants_version:
             return
         self.wants_version = event.version
-        for slot in self.slots.values():
-            slot.wants = tuple(variant for device_id, variant, _ in event.wants if device_id == slot.device.device_id)
-            slot.refused.clear()
+        self.residences.want(event.wants)
         self._settle()
         for variant in {variant.variant_id: variant for slot in self.slots.values() for variant in slot.wants}:
             self._feed_all(variant)
@@ -185,7 +167,7 @@ class Agent:
         if event.epoch < self.epoch or self.drain_until_s is not None or event.job_id not in self.jobs:
             self._return(lease, lease.queue.spans())
             return
-        self._feed_all(self.jobs[event.job_id])
+        self._feed_all(self.jobs[event.job_id].variant_id)
 
     def _revoked(self, event: ev.LeaseRevoked) -> None:
         lease = self.leases.get(event.lease_id)
@@ -220,12 +202,11 @@ class Agent:
 
     def _live(self, event: ev.ReplicaLive) -> None:
         replica = self.replicas.get(event.replica_id)
-        if replica is None or replica.state is not ReplicaState.STARTING:
-            return
-        replica.state = step(REPLICA, replica.state, ReplicaState.LIVE)
-        replica.wanted, replica.memory_bytes = event.wanted, event.memory_bytes
-        self._out.append(SendResident(replica.replica_id))
-        self._feed(replica)
+        if replica is not None and self.residences.live(
+            replica, event.wanted, event.memory_bytes, can_sleep=event.can_sleep
+        ):
+            self._feed(replica)
+            self._settle()
 
     def _finished(self, event: ev.RowsFinished) -> None:
         replica = self.replicas.get(event.replica_id)
@@ -233,17 +214,21 @@ class Agent:
             return
         self.slots[replica.device_id].deaths = 0
         replica.begun = event.started
+        replica.progress_at_s = self._now
         rows = replica.rows.get(event.lease_id)
         if rows is not None:
             rows.discard(event.spans)
             self._out.append(DropRows(event.lease_id, event.spans))
             if not rows:
-                del replica.rows[event.lease_id]
-        if event.wanted != replica.wanted:
+                del replica.rows[event.lease_id], replica.timeout_s[event.lease_id]
+        grown = self.residences.measure(replica, event.memory_bytes, event.attachment_bytes)
+        if event.wanted != replica.wanted or grown:
             replica.wanted = event.wanted
             self._out.append(SendResident(replica.replica_id))
         if replica.state is ReplicaState.LIVE:
             self._feed(replica)
+            if not replica.rows and not self.residences.wanted_live(replica):
+                self._settle()
         self._leave_if_drained()
 
     def _failed(self, event: ev.ReplicaFailed) -> None:
@@ -264,7 +249,7 @@ class Agent:
         if was is ReplicaState.STOPPING and not replica.rows:
             self._out.append(SendStopped(replica.device_id, variant_id, replica.replica_id))
         elif was is ReplicaState.STARTING:
-            kind, reason = replica.refusal or ("load_crashed", event.reason)
+            kind, reason = replica.refusal or ("load_crashed", replica.killed_because or event.reason)
             slot.refused.add(variant_id)
             self._out.append(SendLoadFailed(replica.device_id, variant_id, replica.replica_id, kind, reason))
         else:
@@ -272,57 +257,15 @@ class Agent:
             slot.deaths += 1
             delay_s = 0.0 if slot.deaths <= 1 else min(RESTART_S_MAX, 0.1 * 2.0**slot.deaths)
             slot.restart_at_s = self._now + delay_s
-            died = SendDied(replica.device_id, variant_id, replica.replica_id, held, replica.started, event.reason)
+            reason = replica.killed_because or event.reason
+            died = SendDied(replica.device_id, variant_id, replica.replica_id, held, replica.started, reason)
             self._out.append(died)
         self._settle()
         self._leave_if_drained()
 
     def _settle(self) -> None:
-        """Start what is wanted and fits; stop what is not wanted where it is in the way (or not wanted at all)."""
-        if self.drain_until_s is not None:
-            return
-        for slot in self.slots.values():
-            here = {r.variant.variant_id: r for r in self.replicas.values() if r.device_id == slot.device.device_id}
-            wanted = {variant.variant_id for variant in slot.wants}
-            for variant_id, replica in here.items():
-                if variant_id not in wanted and not replica.rows:
-                    self._stop(replica)
-            for variant in slot.wants:
-                if variant.variant_id in here or variant.variant_id in slot.refused or self._now < slot.restart_at_s:
-                    continue
-                if self._room(slot, variant, here):
-                    here[variant.variant_id] = self._start(slot, variant)
-
-    def _room(self, slot: Slot, variant: Variant, here: dict[VariantId, Held]) -> bool:
-        used = sum(max(r.memory_bytes, r.variant.memory_bytes) for r in here.values())
-        if used + variant.memory_bytes <= slot.device.memory_bytes:
-            return True
-        wanted = {wish.variant_id for wish in slot.wants}
-        if any(r.state is ReplicaState.STOPPING or r.variant.variant_id not in wanted for r in here.values()):
-            return False  # room comes when these have ended; `_exited` settles again
-        slot.refused.add(variant.variant_id)
-        kind = Crowded.kind if here else NoRoom.kind
-        reason = (
-            f"it needs about {variant.memory_bytes / 1e9:.1f} GB and {slot.device.kind} has "
-            f"{(slot.device.memory_bytes - used) / 1e9:.1f} GB free"
-        )
-        self._out.append(SendLoadFailed(slot.device.device_id, variant.variant_id, "", kind, reason))
-        return False
-
-    def _start(self, slot: Slot, variant: Variant) -> Held:
-        self._made += 1
-        replica = Held(f"{self.worker_id}.{self._made}", slot.device.device_id, variant)
-        replica.load_until_s = self._now + LOAD_S_MAX
-        self.replicas[replica.replica_id] = replica
-        self._out.append(StartReplica(replica.replica_id, slot.device.device_id, variant.variant_id, "cold"))
-        self._out.append(SendResident(replica.replica_id))
-        return replica
-
-    def _stop(self, replica: Held) -> None:
-        if replica.state in {ReplicaState.STARTING, ReplicaState.LIVE}:
-            replica.state = step(REPLICA, replica.state, ReplicaState.STOPPING)
-            replica.kill_at_s = self._now + STOP_GRACE_S
-            self._out.append(StopReplica(replica.replica_id))
+        if self.drain_until_s is None:
+            self.residences.settle()
 
     # --- rows to replicas
 
@@ -335,9 +278,9 @@ class Agent:
         """Fill a replica up to what it wants, oldest lease first; an isolated lease only into an empty one."""
         if not replica.rows:
             replica.alone = False
-        if self.drain_until_s is not None or replica.wanted <= 0 or replica.alone:
+        if self.drain_until_s is not None or replica.wanted <= 0 or replica.alone or replica.changing:
             return
-        if replica.variant.variant_id not in {variant.variant_id for variant in self.slots[replica.device_id].wants}:
+        if replica.killed_because or not self.residences.wanted_live(replica):
             return  # its room is wanted; the manager asks for its rows back
         count = replica.count
         room = replica.wanted - count
@@ -346,7 +289,8 @@ class Agent:
         for lease in list(self.leases.values()):
             if room <= 0:
                 return
-            if self.jobs.get(lease.job_id) != replica.variant.variant_id or not lease.queue:
+            job = self.jobs.get(lease.job_id)
+            if job is None or job.variant_id != replica.variant.variant_id or not lease.queue:
                 continue
             if lease.isolated:
                 if replica.rows:
@@ -358,7 +302,10 @@ class Agent:
 
     def _hand(self, replica: Held, lease: Granted, rows: int) -> int:
         spans = lease.queue.take(rows)
+        if not replica.rows:
+            replica.progress_at_s = self._now
         replica.rows.setdefault(lease.lease_id, IndexSet()).update(spans)
+        replica.timeout_s[lease.lease_id] = self.jobs[lease.job_id].request_timeout_s
         self._out.append(FeedRows(replica.replica_id, lease.lease_id, lease.job_id, tuple(spans)))
         self._retire(lease)
         return span_count(spans)
@@ -392,31 +339,18 @@ class Agent:
         if self.orphaned_until_s is not None and self._now >= self.orphaned_until_s:
             self._exit(f"no manager for {self.orphan_timeout_s:.0f} s")
             return
-        for replica in self.replicas.values():
-            if replica.state is ReplicaState.STARTING and self._now >= replica.load_until_s:
-                replica.load_until_s = math.inf
-                replica.refusal = ("load_timed_out", f"it was not loaded after {LOAD_S_MAX:.0f} s")
-                self._out.append(StopReplica(replica.replica_id, kill=True))
-            if replica.kill_at_s is not None and self._now >= replica.kill_at_s:
-                replica.kill_at_s = self._now + STOP_GRACE_S
-                self._out.append(StopReplica(replica.replica_id, kill=True))
+        self.residences.tick()
         self._settle()
 
     # --- what must hold
 
     def check(self) -> None:
         """Assert every invariant of this worker's belief."""
-        for slot in self.slots.values():
-            variants = [r.variant.variant_id for r in self.replicas.values() if r.device_id == slot.device.device_id]
-            assert len(variants) == len(set(variants)), f"two replicas of one variant on {slot.device.device_id}"
+        self.residences.check()
         for lease in self.leases.values():
             assert lease.queue, f"{lease.lease_id} has nothing to feed and is remembered"
         held: dict[LeaseId, IndexSet] = {}
         for replica in self.replicas.values():
-            assert replica.state is not ReplicaState.GONE
-            assert not (replica.rows and replica.state is ReplicaState.STARTING), (
-                f"{replica.replica_id} was fed too soon"
-            )
             assert not replica.alone or len(replica.rows) <= 1, f"{replica.replica_id} runs suspects beside other rows"
             for lease_id, rows in replica.rows.items():
                 for start, stop in rows:

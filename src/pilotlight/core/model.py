@@ -21,11 +21,15 @@ ReplicaId = str
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU, a slice of one, or the CPUs of a worker. Devices of one `kind` are interchangeable."""
+    """A GPU, a slice of one, or the CPUs of a worker. Devices of one `kind` are interchangeable.
+
+    is_host: its memory is the worker's own, where parked copies are too.
+    """
 
     device_id: DeviceId
     kind: str
     memory_bytes: int
+    is_host: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,6 +247,9 @@ class AgentLoop:
                     log.say(f"starting {decision.replica_id} with {decision.variant_id} on {decision.device_id}")
                     context = self._contexts[decision.variant_id]
                     self._servers.start(decision.replica_id, context, self._devices[decision.device_id])
+                case do.MakeCopy(variant_id, level):
+                    failed = ev.CopyFailed(variant_id, level, "not built yet")
+                    asyncio.get_running_loop().call_soon(self._handle, failed)
                 case do.StopReplica():
                     self._servers.stop(decision.replica_id, kill=decision.kill)
                 case do.SendStopped(device_id, variant_id, replica_id):
