@@ -9,7 +9,7 @@ import pytest
 
 from pilotlight.core.errors import LoadError
 from pilotlight.runtimes.echo import EchoRuntime
-from pilotlight.testing.runtimes import CPU, RuntimeCase, check, run_rows
+from pilotlight.testing.runtimes import CPU, RuntimeCase, check, check_sleep, run_rows
 from pilotlight.wire import Context, Operation
 
 ECHO = Operation(kind="echo")
@@ -47,3 +47,14 @@ def test_a_poison_row_kills_its_process() -> None:
 def test_many_rows_take_several_steps() -> None:
     rows = list(range(10_000))
     assert [outcome.result for outcome in run_rows(EchoRuntime().load(context(), CPU), ECHO, rows)] == rows
+
+
+def test_it_pretends_to_sleep() -> None:
+    jobs = [(ECHO, [1, 2]), (Operation(kind="echo", function_name="other"), [3])]
+    check_sleep(RuntimeCase(EchoRuntime, context(can_sleep=True, memory_bytes=99), jobs))
+    model = EchoRuntime().load(context(can_sleep=True, memory_bytes=99), CPU)
+    model.sleep()
+    assert model.memory_bytes == 0
+    model.wake()
+    assert (model.can_sleep, model.memory_bytes) == (True, 99)
+    assert not EchoRuntime().load(context(), CPU).can_sleep

@@ -14,7 +14,7 @@ import pytest
 from pilotlight.core.errors import LoadError
 from pilotlight.ports import Outcome, Row
 from pilotlight.runtimes.python import PythonRuntime
-from pilotlight.testing.runtimes import CPU, RuntimeCase, check, run_rows
+from pilotlight.testing.runtimes import CPU, RuntimeCase, check, check_sleep, run_rows
 from pilotlight.wire import Context, Operation
 
 
@@ -189,4 +189,52 @@ def test_wanted_follows_speed() -> None:
     model = PythonRuntime().load(context(), CPU)
     run_rows(model, operation(lambda payload: payload), list(range(1000)))
     assert model.wanted > 100
+    model.close()
+
+
+class Sleeper:
+    """A state that can sleep, as vLLM's `LLM` can, one way plainly and the other as a coroutine."""
+
+    def __init__(self) -> None:
+        self.awake = True
+        self.naps = 0
+
+    def sleep(self, level: int = 1) -> None:
+        self.awake = False
+        self.naps += level
+
+    async def wake_up(self) -> None:
+        await asyncio.sleep(0)
+        self.awake = True
+
+
+def test_a_state_that_can_sleep_does() -> None:
+    def ask(state: Any, payload: int) -> tuple[bool, int]:
+        return state.awake, payload
+
+    case = RuntimeCase(PythonRuntime, context(Sleeper), [(operation(ask), [1, 2])])
+    check_sleep(case)
+    model = PythonRuntime().load(context(Sleeper), CPU)
+    assert model.can_sleep
+    model.sleep()
+    assert not model._state.awake
+    model.wake()
+    assert (model._state.awake, model._state.naps) == (True, 1)
+    model.close()
+    for other in (context(object), context()):
+        model = PythonRuntime().load(other, CPU)
+        assert not model.can_sleep
+        model.close()
+
+
+def test_a_forgotten_function_lets_go_of_what_it_holds() -> None:
+    def wide(payloads: list[int]) -> list[int]:
+        return payloads
+
+    model = PythonRuntime().load(context(), CPU)
+    run_rows(model, operation(wide, batch=500), [1, 2])
+    assert model.wanted >= 1000
+    model.forget(operation(wide, batch=500))
+    assert model._functions == {}
+    assert model._batch_max == 1
     model.close()

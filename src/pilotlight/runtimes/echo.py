@@ -2,7 +2,8 @@
 
 The result of a row is its payload. A payload that is a dict may steer: `sleep_s` (the row takes that long), `fail`
 (a text: the row becomes an error of kind `echo_error`), `die` (true: the replica kills itself, as a row that crashes
-a driver would). Context options: `wanted`, `load_s`, `fail_load` (a text), `memory_bytes`.
+a driver would). Context options: `wanted`, `load_s`, `fail_load` (a text), `memory_bytes`, `can_sleep` (it then holds
+no memory while it sleeps), `wake_s`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class EchoModel:
         self._pace = min(self._wanted, PACE_START)
         self._stepped = PACE_START
         self._memory_bytes = int(options.get("memory_bytes", 0))
+        self._can_sleep = bool(options.get("can_sleep", False))
+        self._wake_s = float(options.get("wake_s", 0.0))
+        self._asleep = False
         self._stages = {"read": load_s, "to_device": 0.0, "warm": 0.0}
 
     @property
@@ -44,8 +48,30 @@ class EchoModel:
 
     @property
     def memory_bytes(self) -> int:
-        """What the option `memory_bytes` pretends."""
-        return self._memory_bytes
+        """What the option `memory_bytes` pretends; nothing while it sleeps."""
+        return 0 if self._asleep else self._memory_bytes
+
+    @property
+    def attachment_bytes(self) -> int:
+        """None here."""
+        return 0
+
+    @property
+    def can_sleep(self) -> bool:
+        """What the option `can_sleep` says."""
+        return self._can_sleep
+
+    def sleep(self) -> None:
+        """Pretend to hold nothing."""
+        self._asleep = True
+
+    def wake(self) -> None:
+        """Take `wake_s` seconds, then be as before."""
+        time.sleep(self._wake_s)
+        self._asleep = False
+
+    def forget(self, operation: Operation) -> None:
+        """Nothing is kept for an operation."""
 
     @property
     def stages(self) -> dict[str, float]:

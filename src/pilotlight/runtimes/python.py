@@ -73,6 +73,29 @@ class PythonModel:
         return 0
 
     @property
+    def attachment_bytes(self) -> int:
+        """Unknown, as `memory_bytes` is."""
+        return 0
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether the state has `sleep()` and `wake_up()`, as vLLM's `LLM` does."""
+        return all(callable(getattr(self._state, name, None)) for name in ("sleep", "wake_up"))
+
+    def sleep(self) -> None:
+        """Ask the state to."""
+        self._ask("sleep")
+
+    def wake(self) -> None:
+        """Ask the state to."""
+        self._ask("wake_up")
+
+    def forget(self, operation: Operation) -> None:
+        """Drop the unpickled function, and what it closes over."""
+        self._functions.pop(operation.id, None)
+        self._batch_max = max((function.batch_max for function in self._functions.values()), default=1)
+
+    @property
     def stages(self) -> dict[str, float]:
         """Seconds that the context's `load` took, under `read`."""
         return self._stages
@@ -140,6 +163,11 @@ class PythonModel:
             self._state = None
             self._functions.clear()
             self._loop.close()
+
+    def _ask(self, name: str) -> None:
+        result = getattr(self._state, name)()
+        if inspect.isawaitable(result):
+            self._loop.run_until_complete(_awaited(result))
 
     def _take(self, rows_max: int) -> tuple[_Function, list[Row]]:
         function, row = self._waiting.popleft()

@@ -50,6 +50,8 @@ def check(case: RuntimeCase) -> None:
         check_batches_do_not_matter,
         check_small_steps,
         check_close_with_rows,
+        check_forget,
+        check_sleep,
         check_preview,
         check_preload_is_quiet,
         check_fork_after_preload,
@@ -69,7 +71,7 @@ def check_answers(case: RuntimeCase) -> None:
     model = case.factory().load(case.context, case.device)
     assert model.pending == 0, "a fresh model has rows"
     assert model.wanted > 0, "a model wants no rows"
-    assert model.memory_bytes >= 0, "memory can't be negative"
+    assert 0 <= model.attachment_bytes <= model.memory_bytes, "attachments are part of the memory"
     assert set(model.stages) >= {"read", "to_device", "warm"}, f"stages are {model.stages}"
     assert model.step() == [], "a model without rows has outcomes"
     for operation, payloads in case.jobs:
@@ -148,6 +150,38 @@ def check_close_with_rows(case: RuntimeCase) -> None:
     model = case.factory().load(case.context, case.device)
     operation, payloads = case.jobs[0]
     model.add(operation, [Row(index, index, payload) for index, payload in enumerate(payloads)])
+    model.close()
+
+
+def check_forget(case: RuntimeCase) -> None:
+    """A forgotten operation may come back and gives the same results; one that never came may be forgotten."""
+    model = case.factory().load(case.context, case.device)
+    (first, payloads), (other, others) = case.jobs[0], case.jobs[1]
+    model.forget(other)
+    before = [outcome.result for outcome in run_rows(model, first, payloads)]
+    model.forget(first)
+    kept = [outcome.result for outcome in run_rows(model, other, others)]
+    again = [outcome.result for outcome in run_rows(model, first, payloads)]
+    assert all(map(case.same, before, again)), "a forgotten operation has other results when it comes back"
+    model.forget(first)
+    rest = [outcome.result for outcome in run_rows(model, other, others)]
+    assert all(map(case.same, kept, rest)), "forgetting one operation changed another's results"
+    model.close()
+
+
+def check_sleep(case: RuntimeCase) -> None:
+    """Whoever can sleep holds no more memory asleep than awake, and wakes as it was, also twice in a row."""
+    model = case.factory().load(case.context, case.device)
+    operation, payloads = case.jobs[0]
+    expected = [outcome.result for outcome in run_rows(model, operation, payloads)]
+    for _ in range(2 if model.can_sleep else 0):
+        awake_bytes = model.memory_bytes
+        model.sleep()
+        assert model.memory_bytes <= awake_bytes, "a sleeping model holds more than one that is awake"
+        assert model.attachment_bytes == 0, "attachments stay while the model sleeps"
+        model.wake()
+        found = [outcome.result for outcome in run_rows(model, operation, payloads)]
+        assert all(map(case.same, expected, found)), "a model that slept has other results"
     model.close()
 
 

@@ -112,8 +112,33 @@ class TransformersModel:
         """What torch holds on a GPU; weights and caches on CPUs."""
         if self._network.device.type == "cuda":
             return torch.cuda.memory_reserved(self._network.device)
-        prefixes = sum(job.prefix.memory_bytes for job in self._jobs.values())
-        return self._network.weight_bytes + self._decoder.memory_bytes + prefixes
+        return self._network.weight_bytes + self._decoder.memory_bytes + self.attachment_bytes
+
+    @property
+    def attachment_bytes(self) -> int:
+        """Keys and values of prompt prefixes."""
+        return sum(job.prefix.memory_bytes for job in self._jobs.values())
+
+    @property
+    def can_sleep(self) -> bool:
+        """On a GPU: the weights wait in host memory. On CPUs they are there already."""
+        return self._network.device.type == "cuda"
+
+    def sleep(self) -> None:
+        """See `ports.Model`."""
+        assert self.pending == 0, "rows are held"
+        for job in self._jobs.values():
+            job.prefix.drop()
+        self._network.to_host()
+        _free()
+
+    def wake(self) -> None:
+        """See `ports.Model`."""
+        self._network.to_device()
+
+    def forget(self, operation: Operation) -> None:
+        """See `ports.Model`."""
+        self._jobs.pop(operation.id, None)
 
     @property
     def stages(self) -> dict[str, float]:
