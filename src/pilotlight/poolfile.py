@@ -1,13 +1,47 @@
-"""A pool's folder: what its `pool.json` says, for all that are started with the folder's name."""
+"""A pool's folder: where a named pool has it, what its `pool.json` says, where its sockets are, whether it is up.
+
+The folder of a one-command pool is wherever its client made it. That of a lasting pool is found by host and name, so
+that any command on this machine finds the pool; what its manager keeps there: `manager/journal.py`.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import platform
+import re
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from pilotlight.core.errors import ConfigError
 from pilotlight.wire import PoolSpec
+
+DEFAULT_NAME = "default"
+SOCKET_PATH_BYTES_MAX = 107
+"""What fits into a Unix socket's address (unix(7)): `socket_dir` is for pools whose folder's path is longer."""
+
+SocketName = Literal["client.sock", "worker.sock"]
+
+
+def pools_folder() -> Path:
+    """Where this machine's lasting pools of this user are, one folder each; it may not be there yet."""
+    given = os.environ.get("PILOTLIGHT_STATE_DIR")
+    if given:
+        base = Path(given).expanduser().absolute()
+    else:
+        import platformdirs
+
+        base = platformdirs.user_state_path("pilotlight")
+    return base / "pools" / (platform.node() or "localhost")
+
+
+def pool_folder(name: str = DEFAULT_NAME) -> Path:
+    """The folder of the lasting pool of that name; it may not be there yet. Raises `ConfigError`."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name in {".", ".."}:
+        raise ConfigError(f"{name!r} can't name a pool: use 1 to 64 letters, digits, dots, dashes and underscores")
+    return pools_folder() / name
 
 
 def read_spec(pool: Path) -> PoolSpec:
@@ -16,3 +50,35 @@ def read_spec(pool: Path) -> PoolSpec:
         return msgspec.json.decode((pool / "pool.json").read_bytes(), type=PoolSpec)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(f"{pool} is not a pool's folder: {error}") from error
+
+
+def write_spec(pool: Path, spec: PoolSpec) -> None:
+    """Say what the pool is, for this user's eyes only. Raises OSError."""
+    fresh = pool / "pool.json.new"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(msgspec.json.encode(spec))
+    fresh.replace(pool / "pool.json")
+
+
+def socket_path(pool: Path, spec: PoolSpec, name: SocketName) -> str:
+    """Where the pool's manager listens for clients, or for workers."""
+    return str(Path(spec.socket_dir or pool) / name)
+
+
+def remove_sockets(pool: Path, spec: PoolSpec) -> None:
+    """Remove what a manager that is gone may have left. For the holder of the manager's lock."""
+    for name in ("client.sock", "worker.sock"):
+        Path(socket_path(pool, spec, name)).unlink(missing_ok=True)
+
+
+def is_up(pool: Path) -> bool:
+    """Whether a manager serves the pool now."""
+    try:
+        with (pool / "manager.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

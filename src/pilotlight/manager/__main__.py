@@ -20,7 +20,7 @@ from pilotlight.manager import build
 from pilotlight.manager.clients import Clients
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.loop import Manager
-from pilotlight.poolfile import read_spec
+from pilotlight.poolfile import read_spec, remove_sockets
 from pilotlight.wire import PoolSpec
 
 EXIT_BROKEN = 70
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parent_pid = os.getppid()
     try:
         spec = read_spec(Path(options.pool_dir))
-        epoch = _take_epoch(Path(options.pool_dir))
+        epoch = _take_epoch(Path(options.pool_dir), spec)
         asyncio.run(_serve(options.pool_dir, spec, epoch, options.ready_fd, parent_pid))
         if not spec.lasting:
             shutil.rmtree(options.pool_dir, ignore_errors=True)  # its owner may be gone
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None, parent_pid: int) -> None:
-    link = build.manager_link(pool_dir)
+    link = build.manager_link(pool_dir, spec)
     options = Options(silence_s=spec.silence_s, keep_alive_s=spec.keep_alive_s)
     provider = build.provider(pool_dir, spec)
 
@@ -84,7 +84,7 @@ def _broke(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> NoReturn
     os._exit(EXIT_BROKEN)
 
 
-def _take_epoch(pool: Path) -> int:
+def _take_epoch(pool: Path, spec: PoolSpec) -> int:
     """A number that no manager of this pool had before, on disk before anyone hears it; and the pool's manager lock."""
     lock = os.open(pool / "manager.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -100,8 +100,7 @@ def _take_epoch(pool: Path) -> int:
         os.fsync(file.fileno())
     fresh.replace(path)
     (pool / "manager.pid").write_text(f"{os.getpid()}\n")
-    for name in ("client.sock", "worker.sock"):
-        (pool / name).unlink(missing_ok=True)
+    remove_sockets(pool, spec)
     return epoch
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pilotlight.core.errors import PilotlightError
@@ -15,13 +16,14 @@ from pilotlight.io.workfolder import JobFolder
 from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, identity
 from pilotlight.messages import RowsOut
 from pilotlight.pilots.local import LocalProvider
+from pilotlight.poolfile import socket_path
 from pilotlight.ports import ManagerLink, PilotProvider
 from pilotlight.wire import JobRequest, PathInput, PathOutput, PoolSpec, digest
 
 
-def manager_link(pool_dir: str) -> ManagerLink:
+def manager_link(pool_dir: str, spec: PoolSpec) -> ManagerLink:
     """Where this pool's workers dial in."""
-    return DirectManagerLink(f"{pool_dir}/worker.sock")
+    return DirectManagerLink(socket_path(Path(pool_dir), spec, "worker.sock"))
 
 
 def provider(pool_dir: str, spec: PoolSpec) -> PilotProvider:

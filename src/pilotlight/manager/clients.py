@@ -13,6 +13,7 @@ import platform
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -40,6 +41,7 @@ from pilotlight.messages import (
     Shutdown,
     Submit,
 )
+from pilotlight.poolfile import socket_path
 from pilotlight.wire import VERSION, PathInput, PoolSpec
 
 EXIT_CODES = {JobState.COMPLETED: 0, JobState.CANCELLED: 130, JobState.FAILED: 1, JobState.SUSPENDED: 1}
@@ -60,7 +62,7 @@ class Clients:
     """Serves clients on the pool's socket. `over` is set when the pool shall end."""
 
     def __init__(self, pool_dir: str, spec: PoolSpec, manager: Manager) -> None:
-        self._path = f"{pool_dir}/client.sock"
+        self._path = socket_path(Path(pool_dir), spec, "client.sock")
         self._spec = spec
         self._manager = manager
         self._clients: set[_Client] = set()

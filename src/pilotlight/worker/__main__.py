@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         _own_session()
         _guard(Path(options.pool), options.name, spec)
         found = devices.find(slot, slots)
-        link = build.worker_link(options.pool)
+        link = build.worker_link(options.pool, spec)
         asyncio.run(AgentLoop(options.name, spec, found, link).run())
     except PilotlightError as error:
         log.say_plainly(f"pilotlight worker: {error}")

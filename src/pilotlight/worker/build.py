@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 from pilotlight.core.errors import ConfigError, MissingExtra
 from pilotlight.engines.direct import DirectWorkerLink
+from pilotlight.poolfile import socket_path
 from pilotlight.ports import Runtime, WorkerLink
+from pilotlight.wire import PoolSpec
 
 
 def _echo() -> Runtime:
@@ -51,6 +54,6 @@ def runtime(name: str) -> Runtime:
     return RUNTIMES[name]()
 
 
-def worker_link(pool_dir: str) -> WorkerLink:
+def worker_link(pool_dir: str, spec: PoolSpec) -> WorkerLink:
     """The link to the manager of the pool in that folder."""
-    return DirectWorkerLink(f"{pool_dir}/worker.sock")
+    return DirectWorkerLink(socket_path(Path(pool_dir), spec, "worker.sock"))
