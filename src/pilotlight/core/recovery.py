@@ -8,9 +8,9 @@ the truth about what is live where. There is no other state to restore, so a cra
 from __future__ import annotations
 
 from pilotlight.core.events import JobSubmitted, WorkerJoined
-from pilotlight.core.model import DeviceBelief, Job, Replica, Worker
+from pilotlight.core.model import Copy, DeviceBelief, Job, Replica, Worker
 from pilotlight.core.ranges import IndexSet
-from pilotlight.core.transitions import ReplicaState
+from pilotlight.core.transitions import Level, ReplicaState
 
 
 def job_from(event: JobSubmitted) -> Job:
@@ -39,10 +39,25 @@ def worker_from(event: WorkerJoined, now: float, silence_s: float) -> Worker:
                 state=fact.state,
                 wanted=fact.wanted,
                 memory_bytes=fact.memory_bytes,
+                attachment_bytes=fact.attachment_bytes,
+                origin=fact.origin,
                 load_s=fact.load_s,
                 pid=fact.pid,
+                since_s=now,
             )
             if fact.state is ReplicaState.LIVE:
                 devices[fact.device_id].wants += (fact.variant_id,)
                 devices[fact.device_id].was_live.add(fact.variant_id)
-    return Worker(event.worker_id, event.pid, event.host, devices, now + silence_s)
+    copies: dict[Level, dict[str, Copy]] = {Level.PARKED: {}, Level.STAGED: {}}
+    for copy in event.copies:
+        copies[copy.level][copy.variant_id] = Copy(copy.bytes, now, copy.took_s)
+    return Worker(
+        event.worker_id,
+        event.pid,
+        event.host,
+        devices,
+        now + silence_s,
+        event.memory_bytes,
+        parked=copies[Level.PARKED],
+        staged=copies[Level.STAGED],
+    )

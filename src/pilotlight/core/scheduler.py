@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from pilotlight.core import events as ev
 from pilotlight.core.allocation import Allocation, Options
+from pilotlight.core.blame import Blame
 from pilotlight.core.decisions import (
     DropWorker,
     EndJob,
     ManagerDecision,
     Note,
-    RecordAttempts,
-    WriteFailure,
 )
-from pilotlight.core.model import DeviceBelief, DeviceId, Job, Lease, Replica, VariantId, Worker
-from pilotlight.core.policy import placement, retry, sharing
-from pilotlight.core.ranges import IndexSet, span_count
+from pilotlight.core.model import Copy, DeviceBelief, Job, Lease, Replica, VariantId, Worker
+from pilotlight.core.policy import retry, sharing
+from pilotlight.core.ranges import span_count
 from pilotlight.core.recovery import job_from, worker_from
 from pilotlight.core.state import State
 from pilotlight.core.transitions import (
@@ -29,10 +28,15 @@ from pilotlight.core.transitions import (
     WORKER,
     JobState,
     LeaseState,
+    Level,
     ReplicaState,
     WorkerState,
     step,
 )
+
+FORGET_S = 3600.0
+"""For how long at least something is known of a variant that nobody uses."""
+_FROM = {"parked": "from memory", "staged": "from the disk's cache", "asleep": "waking it"}
 
 
 class Scheduler:
@@ -40,16 +44,19 @@ class Scheduler:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
-        self.state = State()
+        self.state = State(epoch=self.options.epoch)
         self._allocation = Allocation(self.state, self.options)
+        self._blame = Blame(self.state)
         self._out: list[ManagerDecision] = []
         self._now = 0.0
+        self._forget_at_s = FORGET_S
 
-    def handle(self, event: ev.ManagerEvent, now: float) -> list[ManagerDecision]:
+    def handle(self, event: ev.ManagerEvent, now: float) -> list[ManagerDecision]:  # noqa: C901 - one line per event
         """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""
         assert now >= self._now, "time went backwards"
         self._now = now
         self._out = self._allocation.begin(now)
+        self._blame.begin(self._out, now)
         match event:
             case ev.RowsWritten():
                 self._rows_written(event)
@@ -79,7 +86,9 @@ class Scheduler:
                 self._job_cancelled(event)
             case ev.JobBroken():
                 self._job_broken(event)
-            case _:
+            case ev.CopyReported() | ev.VariantPinned() | ev.VariantEvicted():
+                self._residence(event)
+            case ev.Tick():
                 self._tick()
         return self._out
 
@@ -158,6 +167,11 @@ class Scheduler:
     def _worker_joined(self, event: ev.WorkerJoined) -> None:
         if event.worker_id in self.state.workers:
             self._forget_worker(self.state.workers[event.worker_id])
+        for variant in event.variants:
+            self.state.learn(variant)
+            self.state.used_at_s.setdefault(variant.variant_id, self._now)
+        for fact in event.inventory:
+            self._measured(fact)
         self.state.workers[event.worker_id] = worker_from(event, self._now, self.options.silence_s)
         self._note("info", f"{event.worker_id} joined with {_devices_text(event)}", event.worker_id)
         self._allocation.place(force=event.worker_id)
@@ -225,28 +239,76 @@ class Scheduler:
         known = belief.replicas.get(fact.variant_id)
         state = fact.state
         if known is None or known.replica_id != fact.replica_id:
-            known = Replica(fact.replica_id, fact.variant_id, state)
+            known = Replica(fact.replica_id, fact.variant_id, state, since_s=self._now)
             belief.replicas[fact.variant_id] = known
         elif known.state is not state:
             known.state = step(REPLICA, known.state, state)
+            known.since_s = self._now
         known.wanted, known.memory_bytes, known.pid = fact.wanted, fact.memory_bytes, fact.pid
-        if fact.state is not ReplicaState.LIVE:
+        known.attachment_bytes = fact.attachment_bytes
+        if state is ReplicaState.ASLEEP:
+            self._allocation.place()
+        if state is not ReplicaState.LIVE:
             return
-        if fact.load_s and not known.load_s:
-            name = self._name(fact.variant_id)
-            text = f"{worker.worker_id} holds {name} live on {fact.device_id} after {fact.load_s:.2f} s"
-            self._note("info", text, worker.worker_id)
-        known.load_s = fact.load_s or known.load_s
-        measured = self.state.measured_bytes
-        measured[fact.variant_id] = max(measured.get(fact.variant_id, 0), fact.memory_bytes)
+        if fact.load_s and (fact.load_s, fact.origin) != (known.load_s, known.origin):
+            self._loaded(worker, belief, fact)
+        known.load_s, known.origin = fact.load_s or known.load_s, fact.origin
+        grew = self._measured(fact)
         belief.load_failures.pop(fact.variant_id, None)
         belief.retry_at_s.pop(fact.variant_id, None)
         if fact.variant_id in belief.wants:
             belief.was_live.add(fact.variant_id)
         self.state.used_at_s.setdefault(fact.variant_id, self._now)
+        if grew:
+            self._allocation.place()
         self._allocation.top_up(worker)
         for job in self.state.jobs_of(fact.variant_id):
             self._allocation.read(job)
+
+    def _loaded(self, worker: Worker, belief: DeviceBelief, fact: ev.ReplicaFact) -> None:
+        """A load took so long: remember that by where it came from, the last ones counting most."""
+        key = (fact.variant_id, belief.device.kind, fact.origin)
+        old = self.state.load_s.get(key, fact.load_s)
+        self.state.load_s[key] = (old + fact.load_s) / 2
+        name, source = self.state.name_of(fact.variant_id), "" if fact.origin == "cold" else f", {_FROM[fact.origin]}"
+        text = f"{worker.worker_id} holds {name} live on {fact.device_id} after {fact.load_s:.2f} s{source}"
+        self._note("info", text, worker.worker_id)
+
+    def _measured(self, fact: ev.ReplicaFact) -> bool:
+        """Take in what a live replica holds; True if that is more than was known of its variant."""
+        measured = self.state.measured_bytes
+        if fact.state is not ReplicaState.LIVE or fact.memory_bytes <= measured.get(fact.variant_id, 0):
+            return False
+        measured[fact.variant_id] = fact.memory_bytes
+        return True
+
+    def _residence(self, event: ev.CopyReported | ev.VariantPinned | ev.VariantEvicted) -> None:
+        match event:
+            case ev.CopyReported(worker_id, fact):
+                worker = self.state.workers.get(worker_id)
+                if worker is None:
+                    return
+                copies = worker.parked if fact.level is Level.PARKED else worker.staged
+                if fact.bytes:
+                    copies[fact.variant_id] = Copy(fact.bytes, self._now, fact.took_s)
+                else:
+                    copies.pop(fact.variant_id, None)
+                return
+            case ev.VariantPinned(variant, on):
+                variant_id = variant.variant_id
+                self.state.learn(variant)
+                self.state.used_at_s[variant_id] = self._now
+                if on:
+                    self.state.pinned.add(variant_id)
+                    self.state.evicted.discard(variant_id)
+                    self.state.clear_refusals(variant_id)
+                else:
+                    self.state.pinned.discard(variant_id)
+            case ev.VariantEvicted(variant_id):
+                assert not self.state.jobs_of(variant_id), f"{variant_id} is in use"
+                self.state.pinned.discard(variant_id)
+                self.state.evicted.add(variant_id)
+        self._allocation.place()
 
     def _replica_stopped(self, event: ev.ReplicaStopped) -> None:
         worker = self.state.workers.get(event.worker_id)
@@ -254,118 +316,35 @@ class Scheduler:
             worker.devices[event.device_id].replicas.pop(event.variant_id, None)
 
     def _replica_died(self, event: ev.ReplicaDied) -> None:
-        worker = self.state.workers.get(event.worker_id)
-        if worker is None or event.device_id not in worker.devices:
-            return
-        belief = worker.devices[event.device_id]
-        belief.replicas.pop(event.variant_id, None)
-        self.state.replicas_lost += 1
-        held: list[tuple[Job, IndexSet]] = []
-        for lease_id, spans in event.rows.items():
-            lease = self.state.leases.get(lease_id)
-            if lease is None or lease.worker_id != event.worker_id:
-                continue
-            rows = IndexSet()
-            for start, stop in spans:
-                rows.update(lease.open.within(start, stop))
-            job = self.state.jobs[lease.job_id]
-            self.state.shrink(lease, rows.spans())
-            rows.discard(self.state.unhedge(job, rows.spans()))
-            if rows:
-                held.append((job, rows))
-        total = sum(len(rows) for _, rows in held)
-        lost = min(total, event.started)
-        self.state.rows_lost += lost
-        name = self._name(event.variant_id)
-        text = f"{worker.worker_id}'s replica of {name} died ({event.reason}); {lost} requests had started"
-        self._note("warning", text, worker.worker_id)
-        proved = event.variant_id in self.state.proved
-        culprit = retry.is_culprit(belief, held)
-        if held:
-            retry.remember(belief, (event.worker_id, event.device_id), event.variant_id, held, proved=proved)
-        for job, rows in held:
-            self._blame(belief, job, rows, charge=total == 1 and (proved or belief.worked), reason=event.reason)
-        if retry.is_hopeless(belief, event.variant_id):
-            retry.refund(belief, self.state.jobs)
-            self._refuse(
-                worker, event.device_id, event.variant_id, f"its replicas die whatever they run: {event.reason}"
-            )
-        if total and culprit:
-            rest_s = retry.quarantine(belief, self.state.jobs, self._now)
-            text = f"{worker.worker_id}/{event.device_id} rests for {rest_s:.0f} s: its replicas die whatever they run"
-            self._note("warning", text, worker.worker_id)
-        for job in list(self.state.jobs.values()):
-            self._end_if_over(job)
-        self._allocation.place()
-        self._allocation.top_up_all()
-
-    def _blame(self, belief: DeviceBelief, job: Job, rows: IndexSet, *, charge: bool, reason: str) -> None:
-        if len(rows) > 1:
-            job.suspects.extend(retry.halves(rows))
-            return
-        job.suspects.insert(0, rows)  # behind all others, whose results may speak for the device
-        if not charge:
-            return
-        index = next(rows.indices())
-        job.attempts[index] = job.attempts.get(index, 0) + 1
-        belief.charges.append((job.job_id, index))
-        self._out.append(RecordAttempts(job.job_id, ((index, job.attempts[index]),)))
-        if job.attempts[index] < job.attempts_max:
-            return
-        job.suspects.pop(0)
-        job.failing.add(index, index + 1)
-        text = f"the request ended its replica {job.attempts[index]} times, alone each time; the last time: {reason}"
-        self._out.append(WriteFailure(job.job_id, index, "killed_replica", text))
+        self._after_blame(event.variant_id, self._blame.replica_died(event))
 
     def _load_failed(self, event: ev.LoadFailed) -> None:
-        worker = self.state.workers.get(event.worker_id)
-        if worker is None or event.device_id not in worker.devices:
-            return
-        belief = worker.devices[event.device_id]
-        belief.replicas.pop(event.variant_id, None)
-        if event.crowded:
-            belief.retry_at_s[event.variant_id] = self._now + retry.CROWDED_S
-        elif event.permanent:
-            self._refuse(worker, event.device_id, event.variant_id, event.reason)
-        else:
-            self._load_failure(worker, event.device_id, event.variant_id, event.reason)
+        self._after_blame(event.variant_id, self._blame.load_failed(event))
+
+    def _after_blame(self, variant_id: VariantId, held_nowhere: str) -> None:
+        """`held_nowhere`: why no device can hold the variant, if none can: its jobs end."""
+        for job in list(self.state.jobs.values()):
+            if held_nowhere and job.variant_id == variant_id:
+                self._end(job, JobState.FAILED, "load_failed", held_nowhere)
+            else:
+                self._end_if_over(job)
         self._allocation.place()
         self._allocation.top_up_all()
-
-    def _refuse(self, worker: Worker, device_id: DeviceId, variant_id: VariantId, reason: str) -> None:
-        """A device is given up for a variant."""
-        worker.devices[device_id].load_failures[variant_id] = placement.LOAD_TRIES_MAX
-        self._load_failure(worker, device_id, variant_id, reason)
-
-    def _load_failure(self, worker: Worker, device_id: DeviceId, variant_id: VariantId, reason: str) -> None:
-        belief = worker.devices[device_id]
-        failures = belief.load_failures.get(variant_id, 0) + 1
-        belief.load_failures[variant_id] = failures
-        belief.retry_at_s[variant_id] = self._now + retry.load_retry_s(failures)
-        name = self._name(variant_id)
-        self._note("warning", f"{worker.worker_id}/{device_id} can't hold {name}: {reason}", worker.worker_id)
-        if placement.failed_everywhere(self.state, variant_id):
-            for job in [job for job in self.state.jobs.values() if job.variant_id == variant_id]:
-                self._end(job, JobState.FAILED, "load_failed", f"{name} can't be held by any worker: {reason}")
 
     # --- jobs
 
     def _job_submitted(self, event: ev.JobSubmitted) -> None:
         assert event.job_id not in self.state.jobs, f"{event.job_id} was submitted twice"
-        known = self.state.variants.get(event.variant.variant_id)
-        if known is None or event.variant.memory_bytes > known.memory_bytes:
-            self.state.variants[event.variant.variant_id] = event.variant
+        self.state.learn(event.variant)
         job = job_from(event)
         if job.done:
             self.state.proved.add(job.variant_id)
         job.virtual_time = sharing.starting_clock(self.state.jobs.values())
         self.state.jobs[job.job_id] = job
         self.state.used_at_s[job.variant_id] = self._now
-        for worker in self.state.live_workers():
-            for belief in worker.devices.values():
-                belief.load_failures.pop(job.variant_id, None)
-                belief.retry_at_s.pop(job.variant_id, None)
-                belief.vain_deaths.pop(job.variant_id, None)
+        self.state.uses[job.variant_id] = self.state.uses.get(job.variant_id, 0) + 1
+        self.state.evicted.discard(job.variant_id)
+        self.state.clear_refusals(job.variant_id)
         self._allocation.place()
         self._allocation.read(job)
 
@@ -414,12 +393,11 @@ class Scheduler:
         self._allocation.top_up_all()
         for job in list(self.state.jobs.values()):
             self._allocation.read(job)
+        if self._now >= self._forget_at_s:
+            self._forget_at_s = self._now + FORGET_S
+            self.state.forget_variants(self._now - max(FORGET_S, self.options.keep_alive_s))
 
     # --- words for people
-
-    def _name(self, variant_id: VariantId) -> str:
-        variant = self.state.variants.get(variant_id)
-        return variant.name if variant else variant_id
 
     def _note(self, level: str, text: str, subject: str) -> None:
         self._out.append(Note(level, text, subject))

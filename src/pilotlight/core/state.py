@@ -37,6 +37,9 @@ class State:
         default_factory=dict[tuple[VariantId, str], dict[WorkerId, str]]
     )
     """Which workers could not hold a variant on a kind of device, and why; outlives the workers."""
+    evicted: set[VariantId] = field(default_factory=set[VariantId])
+    """Variants that someone asked to leave; until a job or a pin needs them again."""
+    epoch: int = 1
     leases_made: int = 0
     rows_lost: int = 0
     workers_lost: int = 0
@@ -50,7 +53,14 @@ class State:
         """Make a lease of rows that the caller has taken from where they were."""
         self.leases_made += 1
         lease = Lease(
-            f"lease-{self.leases_made}", job.job_id, worker.worker_id, IndexSet(spans), now, now, isolated, hedge
+            f"lease-{self.epoch}.{self.leases_made}",
+            job.job_id,
+            worker.worker_id,
+            IndexSet(spans),
+            now,
+            now,
+            isolated,
+            hedge,
         )
         self.leases[lease.lease_id] = lease
         job.leases[lease.lease_id] = None
@@ -137,6 +147,11 @@ class State:
 
     # --- views
 
+    def name_of(self, variant_id: VariantId) -> str:
+        """What people call a variant."""
+        variant = self.variants.get(variant_id)
+        return variant.name if variant else variant_id
+
     def need_bytes(self, variant_id: VariantId) -> int:
         """Device memory that a variant takes: measured once it has been live anywhere, before that as declared."""
         return self.measured_bytes.get(variant_id) or self.variants[variant_id].memory_bytes
@@ -148,6 +163,45 @@ class State:
     def jobs_of(self, variant_id: VariantId) -> list[Job]:
         """Running jobs on a variant."""
         return [job for job in self.jobs.values() if job.variant_id == variant_id and job.state is JobState.RUNNING]
+
+    def learn(self, variant: Variant) -> None:
+        """Know a variant; where two hints of its need differ, the larger one counts."""
+        known = self.variants.get(variant.variant_id)
+        if known is None or variant.memory_bytes > known.memory_bytes:
+            self.variants[variant.variant_id] = variant
+
+    def in_use(self) -> set[VariantId]:
+        """Variants that a job needs, someone pinned, or a worker holds in any way or is asked to."""
+        used = self.pinned | {job.variant_id for job in self.jobs.values()}
+        for worker in self.workers.values():
+            used.update(worker.parked, worker.staged, worker.park_wants)
+            for belief in worker.devices.values():
+                used.update(belief.wants, belief.replicas)
+        return used
+
+    def forget_variants(self, unused_since_s: float) -> None:
+        """Drop what is known of variants that nothing uses and no job used since then."""
+        used = self.in_use()
+        for variant_id in [v for v in self.variants if v not in used and self.used_at_s.get(v, 0.0) < unused_since_s]:
+            del self.variants[variant_id]
+            self.measured_bytes.pop(variant_id, None)
+            self.used_at_s.pop(variant_id, None)
+            self.uses.pop(variant_id, None)
+            self.proved.discard(variant_id)
+            self.evicted.discard(variant_id)
+            for key in [key for key in self.load_s if key[0] == variant_id]:
+                del self.load_s[key]
+            self.clear_refusals(variant_id)
+
+    def clear_refusals(self, variant_id: VariantId) -> None:
+        """Devices may be asked for a variant again that they could not hold."""
+        for key in [key for key in self.refusals if key[0] == variant_id]:
+            del self.refusals[key]
+        for worker in self.workers.values():
+            for belief in worker.devices.values():
+                belief.load_failures.pop(variant_id, None)
+                belief.retry_at_s.pop(variant_id, None)
+                belief.vain_deaths.pop(variant_id, None)
 
     def active_variants(self) -> list[VariantId]:
         """Variants that a job needs, in the order of those jobs' fair share."""

@@ -1,0 +1,132 @@
+"""Who is to blame when a replica dies or can't load: the rows, the device, or its kind.
+
+Part of the manager's machine: `scheduler` hands it these two events and acts on what it says. Changes belief about rows
+(suspects, attempts) and devices (deaths, rests, refusals); the rules themselves are in `policy/retry.py`.
+"""
+
+from __future__ import annotations
+
+from pilotlight.core import events as ev
+from pilotlight.core.decisions import ManagerDecision, Note, RecordAttempts, WriteFailure
+from pilotlight.core.model import DeviceBelief, DeviceId, Job, VariantId, Worker
+from pilotlight.core.policy import placement, retry
+from pilotlight.core.ranges import IndexSet
+from pilotlight.core.state import State
+
+
+class Blame:
+    """Shares `state` with the scheduler that owns it; `begin` opens each of its steps."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._out: list[ManagerDecision] = []
+        self._now = 0.0
+
+    def begin(self, out: list[ManagerDecision], now: float) -> None:
+        """A step begins: the list that its decisions go to."""
+        self._out = out
+        self._now = now
+
+    def replica_died(self, event: ev.ReplicaDied) -> str:
+        """A replica ended with rows in it. Returns why no device can hold its variant, if that is now so."""
+        worker = self._state.workers.get(event.worker_id)
+        if worker is None or event.device_id not in worker.devices:
+            return ""
+        belief = worker.devices[event.device_id]
+        belief.replicas.pop(event.variant_id, None)
+        self._state.replicas_lost += 1
+        held: list[tuple[Job, IndexSet]] = []
+        for lease_id, spans in event.rows.items():
+            lease = self._state.leases.get(lease_id)
+            if lease is None or lease.worker_id != event.worker_id:
+                continue
+            rows = IndexSet()
+            for start, stop in spans:
+                rows.update(lease.open.within(start, stop))
+            job = self._state.jobs[lease.job_id]
+            self._state.shrink(lease, rows.spans())
+            rows.discard(self._state.unhedge(job, rows.spans()))
+            if rows:
+                held.append((job, rows))
+        total = sum(len(rows) for _, rows in held)
+        lost = min(total, event.started)
+        self._state.rows_lost += lost
+        name = self._state.name_of(event.variant_id)
+        text = f"{worker.worker_id}'s replica of {name} died ({event.reason}); {lost} requests had started"
+        self._note("warning", text, worker.worker_id)
+        proved = event.variant_id in self._state.proved
+        culprit = retry.is_culprit(belief, held)
+        if held:
+            retry.remember(belief, (event.worker_id, event.device_id), event.variant_id, held, proved=proved)
+        for job, rows in held:
+            self._blame_rows(belief, job, rows, charge=total == 1 and (proved or belief.worked), reason=event.reason)
+        held_nowhere = ""
+        if retry.is_hopeless(belief, event.variant_id):
+            retry.refund(belief, self._state.jobs)
+            reason = f"its replicas die whatever they run: {event.reason}"
+            held_nowhere = self._refuse(worker, event.device_id, event.variant_id, reason)
+        if total and culprit:
+            rest_s = retry.quarantine(belief, self._state.jobs, self._now)
+            text = f"{worker.worker_id}/{event.device_id} rests for {rest_s:.0f} s: its replicas die whatever they run"
+            self._note("warning", text, worker.worker_id)
+        return held_nowhere
+
+    def _blame_rows(self, belief: DeviceBelief, job: Job, rows: IndexSet, *, charge: bool, reason: str) -> None:
+        if len(rows) > 1:
+            job.suspects.extend(retry.halves(rows))
+            return
+        job.suspects.insert(0, rows)  # behind all others, whose results may speak for the device
+        if not charge:
+            return
+        index = next(rows.indices())
+        job.attempts[index] = job.attempts.get(index, 0) + 1
+        belief.charges.append((job.job_id, index))
+        self._out.append(RecordAttempts(job.job_id, ((index, job.attempts[index]),)))
+        if job.attempts[index] < job.attempts_max:
+            return
+        job.suspects.pop(0)
+        job.failing.add(index, index + 1)
+        text = f"the request ended its replica {job.attempts[index]} times, alone each time; the last time: {reason}"
+        self._out.append(WriteFailure(job.job_id, index, "killed_replica", text))
+
+    def load_failed(self, event: ev.LoadFailed) -> str:
+        """A device could not load a variant. Returns why none can, if that is now so."""
+        worker = self._state.workers.get(event.worker_id)
+        if worker is None or event.device_id not in worker.devices:
+            return ""
+        belief = worker.devices[event.device_id]
+        belief.replicas.pop(event.variant_id, None)
+        if event.crowded:
+            belief.retry_at_s[event.variant_id] = self._now + retry.CROWDED_S
+            return ""
+        if event.permanent:
+            return self._refuse(worker, event.device_id, event.variant_id, event.reason)
+        return self._load_failure(worker, event.device_id, event.variant_id, event.reason)
+
+    def _refuse(self, worker: Worker, device_id: DeviceId, variant_id: VariantId, reason: str) -> str:
+        """A device is given up for a variant."""
+        worker.devices[device_id].load_failures[variant_id] = placement.LOAD_TRIES_MAX
+        return self._load_failure(worker, device_id, variant_id, reason)
+
+    def _load_failure(self, worker: Worker, device_id: DeviceId, variant_id: VariantId, reason: str) -> str:
+        belief = worker.devices[device_id]
+        failures = belief.load_failures.get(variant_id, 0) + 1
+        belief.load_failures[variant_id] = failures
+        belief.retry_at_s[variant_id] = self._now + retry.load_retry_s(failures)
+        name = self._state.name_of(variant_id)
+        self._note("warning", f"{worker.worker_id}/{device_id} can't hold {name}: {reason}", worker.worker_id)
+        if failures >= placement.LOAD_TRIES_MAX:
+            self._state.refusals.setdefault((variant_id, belief.device.kind), {})[worker.worker_id] = reason
+        if not placement.failed_everywhere(self._state, variant_id):
+            return ""
+        return f"{name} can't be held by any worker: {self._refusals(variant_id) or reason}"
+
+    def _refusals(self, variant_id: VariantId) -> str:
+        """Why each kind of device could not hold a variant."""
+        said = {kind: list(why.values())[-1] for (v, kind), why in self._state.refusals.items() if v == variant_id}
+        if len(said) == 1:
+            return next(iter(said.values()))
+        return "; ".join(f"{kind}: {reason}" for kind, reason in said.items())
+
+    def _note(self, level: str, text: str, subject: str) -> None:
+        self._out.append(Note(level, text, subject))
