@@ -16,7 +16,8 @@ from pilotlight.core.transitions import Level, ReplicaState
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFact:
-    """One line of a worker's inventory or report: a replica that is starting, live or asleep."""
+    """One line of a worker's inventory or report: a replica that is starting, live or asleep. `stages`: what its
+    `load_s` was spent on, for stories."""
 
     device_id: DeviceId
     variant_id: VariantId
@@ -28,6 +29,7 @@ class ReplicaFact:
     origin: str = "cold"
     load_s: float = 0.0
     pid: int = 0
+    stages: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,8 @@ class RowsRead:
 class RowsWritten:
     """These rows, which were not in the output, now are.
 
-    worker_id and device_id say who did them; "" where nobody is to be credited.
+    worker_id and device_id say who did them; "" where nobody is to be credited. errors: those that are error rows, by
+    kind, for stories.
     """
 
     job_id: JobId
@@ -182,6 +185,7 @@ class RowsWritten:
     lease_id: LeaseId = ""
     worker_id: WorkerId = ""
     device_id: DeviceId = ""
+    errors: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,8 +69,12 @@ class Watcher(Protocol):
         ...
 
 
+Record = Callable[[ev.ManagerEvent, list[do.ManagerDecision], float], None]
+"""Hears each event with what was decided and when, before that is carried out. Never raises; costs next to nothing."""
+
+
 class Manager:
-    """The event loop around the scheduler. `clients` sets itself as `watcher`."""
+    """The event loop around the scheduler. `clients` sets itself as `watcher`, and whoever keeps a log `record`."""
 
     def __init__(self, epoch: int, link: ManagerLink, keeper: Keeper, options: Options) -> None:
         self.epoch = epoch
@@ -79,6 +83,7 @@ class Manager:
         self.jobs: dict[str, JobFiles] = {}
         self.contexts: dict[str, Context] = {}
         self.watcher: Watcher | None = None
+        self.record: Record = lambda _event, _decisions, _now: None
         self._link = link
         self._keeper = keeper
         self._events: deque[ev.ManagerEvent] = deque()
@@ -146,7 +151,10 @@ class Manager:
         self._handling = True
         try:
             while self._events:
-                for decision in self.scheduler.handle(self._events.popleft(), time.monotonic()):
+                event, now = self._events.popleft(), time.monotonic()
+                decisions = self.scheduler.handle(event, now)
+                self.record(event, decisions, now)
+                for decision in decisions:
                     self._carry_out(decision)
         finally:
             self._handling = False
@@ -269,7 +277,7 @@ class Manager:
             return
         job.count(chunk)
         job.store.drop(chunk.spans)
-        self.put(ev.RowsWritten(job.job_id, tuple(chunk.spans), lease_id, worker_id, device_id))
+        self.put(ev.RowsWritten(job.job_id, tuple(chunk.spans), lease_id, worker_id, device_id, chunk.errors))
 
     def _write_failure(self, failure: do.WriteFailure) -> None:
         job = self.jobs[failure.job_id]
@@ -423,4 +431,5 @@ def _fact(resident: Resident) -> ev.ReplicaFact:
         resident.origin,
         resident.load_s,
         resident.pid,
+        resident.stages,
     )
