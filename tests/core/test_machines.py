@@ -11,17 +11,24 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pilotlight.core import events as ev
 from pilotlight.core.allocation import Options
-from pilotlight.core.transitions import JobState
+from pilotlight.core.transitions import JobState, ReplicaState
 from tests.core.storm import storm
 from tests.core.world import World
 
 
 class Faults(RuleBasedStateMachine):
-    """Any order of submissions, deliveries, work, cuts, kills and drains keeps every invariant; then all jobs end."""
+    """Any order of submissions, deliveries, work, copies, pins, cuts, kills, drains and new managers keeps every
+    invariant; then all jobs end."""
 
-    @initialize(devices=st.integers(1, 2), workers=st.integers(1, 3))
-    def begin(self, devices: int, workers: int) -> None:
+    @initialize(
+        devices=st.integers(1, 2),
+        workers=st.integers(1, 3),
+        with_files=st.sets(st.sampled_from(["v", "w"])),
+        sleepers=st.sets(st.sampled_from(["v", "w"])),
+    )
+    def begin(self, devices: int, workers: int, with_files: set[str], sleepers: set[str]) -> None:
         self.world = World(Options(hedge_after_s=1.0, keep_alive_s=5.0), devices)
+        self.world.with_files, self.world.sleepers = with_files, sleepers
         for _ in range(workers):
             self.world.add_worker()
 
@@ -29,15 +36,37 @@ class Faults(RuleBasedStateMachine):
         rows=st.integers(0, 40),
         variant=st.sampled_from(["v", "w"]),
         poison=st.frozensets(st.integers(0, 39), max_size=2),
+        hangs=st.frozensets(st.integers(0, 39), max_size=1),
+        weight=st.sampled_from([0.5, 1.0, 4.0]),
     )
-    def submit(self, rows: int, variant: str, poison: frozenset[int]) -> None:
+    def submit(self, rows: int, variant: str, poison: frozenset[int], hangs: frozenset[int], weight: float) -> None:
+        def those(indices: frozenset[int]) -> frozenset[int]:
+            return frozenset(index for index in indices if index < rows)
+
         if len(self.world.jobs) < 4:
-            self.world.submit(rows, variant, frozenset(index for index in poison if index < rows))
+            self.world.submit(rows, variant, those(poison), those(hangs), weight=weight)
 
     @precondition(lambda self: len(self.world.workers) < 4)
+    @rule(kind=st.sampled_from(["kind", "host"]), host_bytes=st.sampled_from([0, 12, 25]))
+    def join(self, kind: str, host_bytes: int) -> None:
+        self.world.add_worker(kind, 15, host_bytes)
+
+    @rule(variant=st.sampled_from(["v", "w"]), on=st.booleans())
+    def pin(self, variant: str, on: bool) -> None:
+        self.world.pin(variant, on=on)
+
+    @rule(variant=st.sampled_from(["v", "w"]))
+    def evict(self, variant: str) -> None:
+        self.world.evict(variant)
+
+    @rule(data=st.data(), ok=st.booleans())
+    def copy(self, data: st.DataObject, ok: bool) -> None:
+        if name := self._some_worker(data):
+            self.world.copy(name, ok=ok)
+
     @rule()
-    def join(self) -> None:
-        self.world.add_worker()
+    def restart_manager(self) -> None:
+        self.world.restart_manager()
 
     @rule(data=st.data(), direction=st.sampled_from(["up", "down"]), count=st.integers(1, 5))
     def deliver(self, data: st.DataObject, direction: str, count: int) -> None:
@@ -90,7 +119,7 @@ class Faults(RuleBasedStateMachine):
         self.world.add_worker()
         self.world.settle()
         for job in self.world.jobs.values():
-            if job.ended is JobState.FAILED and len(job.poison) == job.rows:
+            if job.ended is JobState.FAILED and len(job.poison | job.hangs) == job.rows:
                 continue
             assert job.ended is JobState.COMPLETED
             assert sorted(job.output) == list(range(job.rows))
@@ -223,6 +252,7 @@ def run_quietly(world: World, until: Callable[[], object], ticks: int = 4000, se
         if until():
             return
         for name in list(world.workers):
+            world.copy(name)
             while name in world.workers and (world.workers[name].up or world.workers[name].down):
                 world.deliver(name, "up")
                 world.deliver(name, "down")
@@ -351,3 +381,101 @@ def test_an_idle_context_whose_replica_dies_comes_back_until_it_is_no_longer_kep
     assert [replica.live for replica in worker.replicas.values()] == [True]
     quiet(70)
     assert not worker.replicas
+
+
+def test_a_hung_replica_is_ended_and_only_its_row_becomes_an_error_row() -> None:
+    world = World()
+    world.add_worker()
+    world.add_worker()
+    job = world.submit(30, hangs=frozenset({7}))
+    world.settle()
+    assert world.jobs[job].output[7] == "killed_replica"
+    world.check_outputs()
+    assert any("request_timeout_s" in note for note in world.notes)
+
+
+def test_a_new_manager_finds_replicas_live_and_loads_nothing_again() -> None:
+    world = World()
+    world.with_files = {"v"}
+    world.add_worker()
+    job = world.submit(20)
+    run_quietly(world, lambda: len(world.jobs[job].output) >= 5)
+    before = {name: set(worker.replicas) for name, worker in world.workers.items()}
+    world.restart_manager()
+    world.settle()
+    world.check_outputs()
+    assert {name: set(worker.replicas) for name, worker in world.workers.items()} == before
+
+
+def test_files_are_staged_and_parked_before_a_replica_starts_from_them() -> None:
+    world = World()
+    world.with_files = {"v"}
+    name = world.add_worker()
+    world.submit(5)
+    world.settle()
+    agent = world.workers[name].agent
+    assert [replica.origin for replica in agent.replicas.values()] == ["parked"]
+    worker = world.scheduler.state.workers[name]
+    assert set(worker.parked) == set(worker.staged) == {"v"}
+
+
+def test_a_replica_whose_files_can_not_be_copied_starts_from_where_they_are() -> None:
+    world = World()
+    world.with_files = {"v"}
+    name = world.add_worker()
+    job = world.submit(5)
+    while world.workers[name].up or world.workers[name].down:
+        world.deliver(name, "up")
+        world.deliver(name, "down")
+    world.copy(name, ok=False)
+    world.copy(name, ok=False)
+    agent = world.workers[name].agent
+    assert [replica.origin for replica in agent.replicas.values()] == ["cold"]
+    world.settle()
+    assert world.jobs[job].ended is JobState.COMPLETED
+
+
+def test_a_context_evicted_from_a_device_sleeps_where_it_can_and_wakes_for_the_next_job() -> None:
+    world = World(Options(keep_alive_s=-1.0))
+    world.sleepers = {"v"}
+    name = world.add_worker()
+    world.submit(5, "v")
+    world.settle()
+    (sleeper,) = world.workers[name].replicas
+    world.submit(5, "w")
+    world.settle()
+    assert world.workers[name].agent.replicas[sleeper].state is ReplicaState.ASLEEP
+    world.submit(5, "v")
+    world.settle()
+    assert world.workers[name].agent.replicas[sleeper].state is ReplicaState.LIVE
+    world.check_outputs()
+
+
+def test_a_context_that_fits_one_kind_of_device_uses_that_and_one_that_fits_none_ends_at_once() -> None:
+    world = World(Options(workers_expected=2))
+    small = world.add_worker("small", 8)
+    large = world.add_worker("large", 15)
+    world.submit(10)
+    world.settle()
+    world.check_outputs()
+    assert not world.workers[small].replicas
+    assert world.workers[large].replicas
+    world.declared_bytes = 40
+    job = world.submit(10, "huge")
+    run_quietly(world, lambda: world.jobs[job].ended)
+    assert world.jobs[job].ended is JobState.FAILED
+    said = next(note for note in world.notes if note.startswith(f"{job} failed"))
+    assert "small" in said
+    assert "large" in said
+
+
+def test_a_pinned_context_is_live_without_a_job_and_evicted_when_asked() -> None:
+    world = World(Options(keep_alive_s=0.0))
+    name = world.add_worker()
+    world.pin("v")
+    run_quietly(world, lambda: world.workers[name].replicas)
+    for _ in range(100):
+        world.tick(1.0)
+    assert world.workers[name].replicas
+    world.evict("v")
+    run_quietly(world, lambda: not world.workers[name].replicas)

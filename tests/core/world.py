@@ -6,6 +6,7 @@ rows that finish when the test says so. It keeps the one truth that counts: whic
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from pilotlight.core.agent import Agent
 from pilotlight.core.allocation import Options
 from pilotlight.core.model import Device, Variant
 from pilotlight.core.scheduler import Scheduler
-from pilotlight.core.transitions import JobState, ReplicaState
+from pilotlight.core.transitions import JobState, Level, ReplicaState
 
 WANTED = 4
 
@@ -27,6 +28,8 @@ class Replica:
     variant_id: str
     device_id: str
     live: bool = False
+    asleep: bool = False
+    changing: bool = False
     rows: list[tuple[str, str, int]] = field(default_factory=list)
 
 
@@ -40,6 +43,8 @@ class Worker:
     replicas: dict[str, Replica] = field(default_factory=dict)
     connected: bool = True
     variants: dict[str, Variant] = field(default_factory=dict)
+    copying: list[tuple[str, Level]] = field(default_factory=list)
+    """Copies being made."""
 
 
 @dataclass
@@ -48,8 +53,10 @@ class Input:
 
     rows: int
     poison: frozenset[int] = frozenset()
+    hangs: frozenset[int] = frozenset()
     read: int = 0
     output: dict[int, str] = field(default_factory=dict)
+    variant: str = "v"
     ended: JobState | None = None
     attempts: dict[int, int] = field(default_factory=dict)
 
@@ -59,7 +66,9 @@ class World:
 
     def __init__(self, options: Options | None = None, devices: int = 1) -> None:
         self.now = 0.0
-        self.scheduler = Scheduler(options or Options())
+        self.options = options or Options()
+        self.epoch = self.options.epoch
+        self.scheduler = Scheduler(self.options)
         self.workers: dict[str, Worker] = {}
         self.jobs: dict[str, Input] = {}
         self.variants: dict[str, Variant] = {}
@@ -69,6 +78,11 @@ class World:
         self.memory_bytes: dict[str, int] = {}
         """What variants really need, where that is another number."""
         self.unloadable: set[tuple[str, str]] = set()
+        self.with_files: set[str] = set()
+        """Variants that are built from files."""
+        self.sleepers: set[str] = set()
+        """Variants whose replicas can sleep."""
+        self.request_timeout_s = 5.0
         self.devices = devices
         self.notes: list[str] = []
         self._made = 0
@@ -77,21 +91,58 @@ class World:
 
     # --- what a test does
 
-    def submit(self, rows: int, variant: str = "v", poison: frozenset[int] = frozenset(), **more: object) -> str:
+    def submit(
+        self,
+        rows: int,
+        variant: str = "v",
+        poison: frozenset[int] = frozenset(),
+        hangs: frozenset[int] = frozenset(),
+        **more: object,
+    ) -> str:
         job_id = f"job-{len(self.jobs) + 1}"
-        self.jobs[job_id] = Input(rows, poison)
-        self.variants[variant] = Variant(variant, variant, self.declared_bytes)
-        self.manager(ev.JobSubmitted(job_id, job_id, self.variants[variant], **more))  # type: ignore[arg-type]
+        self.jobs[job_id] = Input(rows, poison, hangs, variant=variant)
+        self.manager(ev.JobSubmitted(job_id, job_id, self.variant(variant), **more))  # type: ignore[arg-type]
         return job_id
 
-    def add_worker(self) -> str:
+    def variant(self, name: str) -> Variant:
+        """A variant as its jobs describe it."""
+        self.variants[name] = Variant(name, name, self.declared_bytes, has_files=name in self.with_files)
+        return self.variants[name]
+
+    def add_worker(self, kind: str = "kind", memory_bytes: int = 15, host_bytes: int = 25) -> str:
         self._made += 1
         name = f"worker-{self._made}"
-        facts = tuple(Device(f"d{n}", "kind", 15) for n in range(self.devices))
-        self.workers[name] = Worker(Agent(name, facts, 10.0))
+        facts = tuple(Device(f"d{n}", kind, memory_bytes, is_host=kind == "host") for n in range(self.devices))
+        self.workers[name] = Worker(Agent(name, facts, 10.0, host_bytes))
         self.workers[name].up.append(self._join(name))
-        self.to_agent(name, ev.ManagerFound(1))
+        self.to_agent(name, ev.ManagerFound(self.epoch))
         return name
+
+    def pin(self, variant: str, *, on: bool = True) -> None:
+        self.manager(ev.VariantPinned(self.variant(variant), on))
+
+    def evict(self, variant: str) -> None:
+        if variant in self.variants and not self.scheduler.state.jobs_of(variant):
+            self.manager(ev.VariantEvicted(variant))
+
+    def restart_manager(self) -> None:
+        """The manager dies and another takes over: it knows the outputs, the journals, and what workers tell it."""
+        self.epoch += 1
+        self.scheduler = Scheduler(dataclasses.replace(self.options, epoch=self.epoch))
+        for job_id, job in self.jobs.items():
+            if job.ended is None:
+                job.read = 0
+                done = tuple((index, index + 1) for index in sorted(job.output))
+                variant = self.variants[job.variant]
+                self.manager(ev.JobSubmitted(job_id, job_id, variant, done=done, attempts=dict(job.attempts)))
+        for name, worker in self.workers.items():
+            finished = [e for e in worker.up if isinstance(e, ev.RowsWritten)]
+            worker.up.clear()
+            worker.down.clear()
+            self.to_agent(name, ev.ManagerLost())
+            self.to_agent(name, ev.ManagerFound(self.epoch))
+            worker.up.appendleft(self._join(name))
+            worker.up.extend(finished)
 
     def _join(self, name: str) -> ev.WorkerJoined:
         worker = self.workers[name]
@@ -100,15 +151,30 @@ class World:
                 r.device_id,
                 r.variant_id,
                 replica_id,
-                ReplicaState.LIVE if r.live else ReplicaState.STARTING,
+                worker.agent.replicas[replica_id].state,
                 WANTED,
                 self._really(r.variant_id),
                 load_s=0.1,
             )
             for replica_id, r in worker.replicas.items()
-            if replica_id in worker.agent.replicas and worker.agent.replicas[replica_id].kill_at_s is None
+            if replica_id in worker.agent.replicas
+            and worker.agent.replicas[replica_id].state is not ReplicaState.STOPPING
         )
-        return ev.WorkerJoined(name, 1, "host", tuple(slot.device for slot in worker.agent.slots.values()), facts)
+        copies = tuple(
+            ev.CopyFact(variant_id, level, copy.bytes)
+            for variant_id, level, copy in worker.agent.residences.made_copies()
+        )
+        known = {fact.variant_id for fact in facts} | {copy.variant_id for copy in copies}
+        return ev.WorkerJoined(
+            name,
+            1,
+            "host",
+            tuple(slot.device for slot in worker.agent.slots.values()),
+            facts,
+            copies,
+            tuple(self.variants[variant_id] for variant_id in sorted(known)),
+            memory_bytes=25,
+        )
 
     def kill_worker(self, name: str) -> None:
         del self.workers[name]
@@ -122,7 +188,7 @@ class World:
         worker.down.clear()
         self.manager(ev.WorkerLost(name, "cut"))
         self.to_agent(name, ev.ManagerLost())
-        self.to_agent(name, ev.ManagerFound(1))
+        self.to_agent(name, ev.ManagerFound(self.epoch))
         worker.up.appendleft(self._join(name))
         worker.up.extend(finished)  # kept until acknowledged
 
@@ -154,9 +220,16 @@ class World:
             self.to_agent(name, worker.down.popleft())  # type: ignore[arg-type]
 
     def work(self, name: str, replica_id: str) -> None:
-        """A replica does something: goes live, or finishes its oldest row, or dies of it."""
+        """A replica does something: goes live, falls asleep, wakes, finishes its oldest row, or dies of it."""
         worker = self.workers[name]
         replica = worker.replicas[replica_id]
+        if replica.changing:
+            replica.changing, replica.asleep = False, not replica.asleep
+            if replica.asleep:
+                self.to_agent(name, ev.ReplicaSlept(replica_id, 1))
+            else:
+                self._goes_live(name, replica_id)
+            return
         if not replica.live:
             if (name, replica.device_id) in self.unloadable:
                 self.to_agent(name, ev.ReplicaFailed(replica_id, "load_failed", "unloadable"))
@@ -164,7 +237,7 @@ class World:
                 self.to_agent(name, ev.ReplicaExited(replica_id, "it can't load"))
                 return
             replica.live = True
-            self.to_agent(name, ev.ReplicaLive(replica_id, WANTED, self._really(replica.variant_id)))
+            self._goes_live(name, replica_id)
             return
         if not replica.rows:
             return
@@ -172,10 +245,27 @@ class World:
         if index in self.jobs[job_id].poison or (name, replica.device_id) in self.bad_devices:
             self.kill_replica(name, replica_id)
             return
+        if index in self.jobs[job_id].hangs:
+            return
         replica.rows.pop(0)
         spans = ((index, index + 1),)
         self.to_agent(name, ev.RowsFinished(replica_id, lease_id, spans, WANTED, 1))
         worker.up.append(ev.RowsWritten(job_id, spans, lease_id, name, replica.device_id))
+
+    def _goes_live(self, name: str, replica_id: str) -> None:
+        variant_id = self.workers[name].replicas[replica_id].variant_id
+        can_sleep = variant_id in self.sleepers
+        self.to_agent(name, ev.ReplicaLive(replica_id, WANTED, self._really(variant_id), can_sleep))
+
+    def copy(self, name: str, *, ok: bool = True) -> None:
+        """The oldest copy that a worker makes is there, or fails."""
+        worker = self.workers[name]
+        if worker.copying:
+            variant_id, level = worker.copying.pop(0)
+            if ok:
+                self.to_agent(name, ev.CopyMade(variant_id, level, self.variants[variant_id].memory_bytes, 0.1))
+            else:
+                self.to_agent(name, ev.CopyFailed(variant_id, level, "no room"))
 
     def settle(self, rounds: int = 4000) -> None:
         """No more faults: let everything happen until every job has ended."""
@@ -183,6 +273,7 @@ class World:
             if all(job.ended for job in self.jobs.values()):
                 return
             for name in list(self.workers):
+                self.copy(name)
                 while name in self.workers and (self.workers[name].up or self.workers[name].down):
                     self.deliver(name, "up")
                     if name in self.workers:
@@ -229,12 +320,13 @@ class World:
         match decision:
             case do.SendWants(name, version, wants, _):
                 pairs = tuple((device_id, self.variants[variant_id], level) for device_id, variant_id, level in wants)
-                self._down(name, ev.WantsChanged(1, version, pairs))
+                self._down(name, ev.WantsChanged(self.epoch, version, pairs))
             case do.GrantRows(name, lease_id, job_id, spans, isolated, _):
-                self._down(name, ev.JobDefined(job_id, self.scheduler.state.jobs[job_id].variant_id))
-                self._down(name, ev.LeaseGranted(1, lease_id, job_id, spans, isolated))
+                variant_id = self.scheduler.state.jobs[job_id].variant_id
+                self._down(name, ev.JobDefined(job_id, variant_id, self.request_timeout_s))
+                self._down(name, ev.LeaseGranted(self.epoch, lease_id, job_id, spans, isolated))
             case do.RevokeRows(name, lease_id, rows, _):
-                self._down(name, ev.LeaseRevoked(1, lease_id, rows))
+                self._down(name, ev.LeaseRevoked(self.epoch, lease_id, rows))
             case do.ReadRows(job_id, rows):
                 job = self.jobs[job_id]
                 start, job.read = job.read, min(job.rows, job.read + min(rows, 7))
@@ -277,11 +369,37 @@ class World:
                     assert not rows or kill, "a replica with rows was asked to end"
                     del worker.replicas[replica_id]
                     self.to_agent(name, ev.ReplicaExited(replica_id, "stopped"))
+            case do.SleepReplica(replica_id) | do.WakeReplica(replica_id):
+                assert not worker.replicas[replica_id].rows, "a replica with rows is to sleep"
+                worker.replicas[replica_id].changing = True
+            case do.MakeCopy(variant_id, level):
+                assert variant_id in self.with_files
+                worker.copying.append((variant_id, level))
+            case do.DropCopy(variant_id, level):
+                self.to_agent(name, ev.CopyGone(variant_id, level))
             case do.FeedRows(replica_id, lease_id, job_id, spans):
                 indices = [index for start, stop in spans for index in range(start, stop)]
                 replica = worker.replicas[replica_id]
+                assert replica.live
+                assert not replica.asleep
+                assert not replica.changing
                 replica.rows += [(lease_id, job_id, index) for index in indices]
                 assert len(replica.rows) <= WANTED or agent.replicas[replica_id].alone, "more than it wants"
+            case do.Exit():
+                while worker.up:
+                    self.deliver(name, "up")
+                self.workers.pop(name, None)
+                self._todo.append(ev.WorkerLost(name, "left"))
+                if not self._busy:
+                    self.manager(self._todo.popleft())
+            case _:
+                self._agent_says(name, worker, decision)
+
+    def _agent_says(self, name: str, worker: Worker, decision: do.AgentDecision) -> None:
+        agent = worker.agent
+        match decision:
+            case do.SendCopy(variant_id, level, size, took_s):
+                worker.up.append(ev.CopyReported(name, ev.CopyFact(variant_id, level, size, took_s)))
             case do.SendReturned(lease_id, spans):
                 worker.up.append(ev.RowsReturned(name, lease_id, spans))
             case do.SendResident(replica_id):
@@ -300,15 +418,8 @@ class World:
                 )
             case do.SendLeaving(_, reason):
                 worker.up.append(ev.WorkerLeaving(name, reason))
-            case do.Exit():
-                while worker.up:
-                    self.deliver(name, "up")
-                self.workers.pop(name, None)
-                self._todo.append(ev.WorkerLost(name, "left"))
-                if not self._busy:
-                    self.manager(self._todo.popleft())
-            case do.DropRows():
-                pass
+            case _:
+                assert isinstance(decision, do.DropRows)
 
     # --- what must hold
 
@@ -323,4 +434,5 @@ class World:
             assert job.ended is JobState.COMPLETED, f"{job_id} ended {job.ended}"
             assert sorted(job.output) == list(range(job.rows)), f"{job_id}: not every row was answered"
             errors = {index for index, answer in job.output.items() if answer != "result"}
-            assert errors == set(job.poison), f"{job_id}: error rows {errors}, poison {set(job.poison)}"
+            expected = job.poison | job.hangs
+            assert errors == expected, f"{job_id}: error rows {errors}, poison {set(expected)}"

@@ -22,7 +22,7 @@ class Options:
     silence_s: a worker that says nothing for so long is lost. horizon_s: how much work a lease covers beyond what
     replicas want in flight. hedge_after_s: how long rows must be silent before an idle worker repeats them.
     keep_alive_s: how long an idle variant stays live. epoch: the manager's; lease ids carry it, so that no two managers
-    of a pool give out the same.
+    of a pool give out the same. workers_expected: how many the pool should have.
     """
 
     silence_s: float = 10.0
@@ -30,6 +30,7 @@ class Options:
     hedge_after_s: float = 2.0
     keep_alive_s: float = 600.0
     epoch: int = 1
+    workers_expected: int = 0
 
 
 class Allocation:

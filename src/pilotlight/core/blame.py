@@ -13,12 +13,16 @@ from pilotlight.core.policy import placement, retry
 from pilotlight.core.ranges import IndexSet
 from pilotlight.core.state import State
 
+PATIENCE_S = 30.0
+"""How long after the last worker came another one, which may be larger, is waited for before jobs are given up."""
+
 
 class Blame:
     """Shares `state` with the scheduler that owns it; `begin` opens each of its steps."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, workers_expected: int) -> None:
         self._state = state
+        self._workers_expected = workers_expected
         self._out: list[ManagerDecision] = []
         self._now = 0.0
 
@@ -27,11 +31,11 @@ class Blame:
         self._out = out
         self._now = now
 
-    def replica_died(self, event: ev.ReplicaDied) -> str:
-        """A replica ended with rows in it. Returns why no device can hold its variant, if that is now so."""
+    def replica_died(self, event: ev.ReplicaDied) -> None:
+        """A replica ended, perhaps with rows in it."""
         worker = self._state.workers.get(event.worker_id)
         if worker is None or event.device_id not in worker.devices:
-            return ""
+            return
         belief = worker.devices[event.device_id]
         belief.replicas.pop(event.variant_id, None)
         self._state.replicas_lost += 1
@@ -60,16 +64,14 @@ class Blame:
             retry.remember(belief, (event.worker_id, event.device_id), event.variant_id, held, proved=proved)
         for job, rows in held:
             self._blame_rows(belief, job, rows, charge=total == 1 and (proved or belief.worked), reason=event.reason)
-        held_nowhere = ""
         if retry.is_hopeless(belief, event.variant_id):
             retry.refund(belief, self._state.jobs)
             reason = f"its replicas die whatever they run: {event.reason}"
-            held_nowhere = self._refuse(worker, event.device_id, event.variant_id, reason)
+            self._refuse(worker, event.device_id, event.variant_id, reason)
         if total and culprit:
             rest_s = retry.quarantine(belief, self._state.jobs, self._now)
             text = f"{worker.worker_id}/{event.device_id} rests for {rest_s:.0f} s: its replicas die whatever they run"
             self._note("warning", text, worker.worker_id)
-        return held_nowhere
 
     def _blame_rows(self, belief: DeviceBelief, job: Job, rows: IndexSet, *, charge: bool, reason: str) -> None:
         if len(rows) > 1:
@@ -89,26 +91,26 @@ class Blame:
         text = f"the request ended its replica {job.attempts[index]} times, alone each time; the last time: {reason}"
         self._out.append(WriteFailure(job.job_id, index, "killed_replica", text))
 
-    def load_failed(self, event: ev.LoadFailed) -> str:
-        """A device could not load a variant. Returns why none can, if that is now so."""
+    def load_failed(self, event: ev.LoadFailed) -> None:
+        """A device could not load a variant."""
         worker = self._state.workers.get(event.worker_id)
         if worker is None or event.device_id not in worker.devices:
-            return ""
+            return
         belief = worker.devices[event.device_id]
         belief.replicas.pop(event.variant_id, None)
         if event.crowded:
             belief.retry_at_s[event.variant_id] = self._now + retry.CROWDED_S
-            return ""
-        if event.permanent:
-            return self._refuse(worker, event.device_id, event.variant_id, event.reason)
-        return self._load_failure(worker, event.device_id, event.variant_id, event.reason)
+        elif event.permanent:
+            self._refuse(worker, event.device_id, event.variant_id, event.reason)
+        else:
+            self._load_failure(worker, event.device_id, event.variant_id, event.reason)
 
-    def _refuse(self, worker: Worker, device_id: DeviceId, variant_id: VariantId, reason: str) -> str:
+    def _refuse(self, worker: Worker, device_id: DeviceId, variant_id: VariantId, reason: str) -> None:
         """A device is given up for a variant."""
         worker.devices[device_id].load_failures[variant_id] = placement.LOAD_TRIES_MAX
-        return self._load_failure(worker, device_id, variant_id, reason)
+        self._load_failure(worker, device_id, variant_id, reason)
 
-    def _load_failure(self, worker: Worker, device_id: DeviceId, variant_id: VariantId, reason: str) -> str:
+    def _load_failure(self, worker: Worker, device_id: DeviceId, variant_id: VariantId, reason: str) -> None:
         belief = worker.devices[device_id]
         failures = belief.load_failures.get(variant_id, 0) + 1
         belief.load_failures[variant_id] = failures
@@ -117,9 +119,23 @@ class Blame:
         self._note("warning", f"{worker.worker_id}/{device_id} can't hold {name}: {reason}", worker.worker_id)
         if failures >= placement.LOAD_TRIES_MAX:
             self._state.refusals.setdefault((variant_id, belief.device.kind), {})[worker.worker_id] = reason
-        if not placement.failed_everywhere(self._state, variant_id):
+
+    def held_nowhere(self, variant_id: VariantId) -> str:
+        """Why no device can hold a variant; empty while one may, or a worker that is expected may bring one."""
+        if not any(refused == variant_id for refused, _ in self._state.refusals):
             return ""
-        return f"{name} can't be held by any worker: {self._refusals(variant_id) or reason}"
+        if not placement.failed_everywhere(self._state, variant_id) or self._held_elsewhere(variant_id):
+            return ""
+        joined = [worker.joined_at_s for worker in self._state.workers.values()]
+        if len(joined) < self._workers_expected and self._now - max(joined) < PATIENCE_S:
+            return ""
+        return f"{self._state.name_of(variant_id)} can't be held by any worker: {self._refusals(variant_id)}"
+
+    def _held_elsewhere(self, variant_id: VariantId) -> bool:
+        """Whether the variant had results on a kind of device that is away now, and may come back."""
+        workers = self._state.live_workers()
+        present = {belief.device.kind for worker in workers for belief in worker.devices.values()}
+        return bool(self._state.proved_on.get(variant_id, set()) - present)
 
     def _refusals(self, variant_id: VariantId) -> str:
         """Why each kind of device could not hold a variant."""

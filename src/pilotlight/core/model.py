@@ -106,6 +106,7 @@ class Worker:
     devices: dict[DeviceId, DeviceBelief]
     deadline_s: float
     memory_bytes: int = 0
+    joined_at_s: float = 0.0
     parked: dict[VariantId, Copy] = field(default_factory=dict[VariantId, Copy])
     staged: dict[VariantId, Copy] = field(default_factory=dict[VariantId, Copy])
     park_wants: tuple[VariantId, ...] = ()

@@ -58,6 +58,7 @@ def worker_from(event: WorkerJoined, now: float, silence_s: float) -> Worker:
         devices,
         now + silence_s,
         event.memory_bytes,
+        joined_at_s=now,
         parked=copies[Level.PARKED],
         staged=copies[Level.STAGED],
     )

@@ -16,7 +16,7 @@ from pilotlight.core.decisions import (
     ManagerDecision,
     Note,
 )
-from pilotlight.core.model import Copy, DeviceBelief, Job, Lease, Replica, VariantId, Worker
+from pilotlight.core.model import Copy, DeviceBelief, Job, Lease, Replica, Worker
 from pilotlight.core.policy import retry, sharing
 from pilotlight.core.ranges import span_count
 from pilotlight.core.recovery import job_from, worker_from
@@ -46,7 +46,7 @@ class Scheduler:
         self.options = options or Options()
         self.state = State(epoch=self.options.epoch)
         self._allocation = Allocation(self.state, self.options)
-        self._blame = Blame(self.state)
+        self._blame = Blame(self.state, self.options.workers_expected)
         self._out: list[ManagerDecision] = []
         self._now = 0.0
         self._forget_at_s = FORGET_S
@@ -114,6 +114,7 @@ class Scheduler:
         retry.absolve(belief)
         if job is not None:
             self.state.proved.add(job.variant_id)
+            self.state.proved_on.setdefault(job.variant_id, set()).add(belief.device.kind)
         worker.deadline_s = self._now + self.options.silence_s
         worker.rows_done += rows
         if job is None:
@@ -316,20 +317,24 @@ class Scheduler:
             worker.devices[event.device_id].replicas.pop(event.variant_id, None)
 
     def _replica_died(self, event: ev.ReplicaDied) -> None:
-        self._after_blame(event.variant_id, self._blame.replica_died(event))
-
-    def _load_failed(self, event: ev.LoadFailed) -> None:
-        self._after_blame(event.variant_id, self._blame.load_failed(event))
-
-    def _after_blame(self, variant_id: VariantId, held_nowhere: str) -> None:
-        """`held_nowhere`: why no device can hold the variant, if none can: its jobs end."""
+        self._blame.replica_died(event)
+        self._end_hopeless()
         for job in list(self.state.jobs.values()):
-            if held_nowhere and job.variant_id == variant_id:
-                self._end(job, JobState.FAILED, "load_failed", held_nowhere)
-            else:
-                self._end_if_over(job)
+            self._end_if_over(job)
         self._allocation.place()
         self._allocation.top_up_all()
+
+    def _load_failed(self, event: ev.LoadFailed) -> None:
+        self._blame.load_failed(event)
+        self._end_hopeless()
+        self._allocation.place()
+        self._allocation.top_up_all()
+
+    def _end_hopeless(self) -> None:
+        """End jobs whose context no device can hold."""
+        for job in list(self.state.jobs.values()):
+            if why := self._blame.held_nowhere(job.variant_id):
+                self._end(job, JobState.FAILED, "load_failed", why)
 
     # --- jobs
 
@@ -389,6 +394,8 @@ class Scheduler:
                 reason = f"silent for {self.options.silence_s:.0f} s"
                 self._out.append(DropWorker(worker.worker_id, reason))
                 self._worker_lost(ev.WorkerLost(worker.worker_id, reason))
+        if self.state.refusals:
+            self._end_hopeless()
         self._allocation.place()
         self._allocation.top_up_all()
         for job in list(self.state.jobs.values()):

@@ -26,6 +26,8 @@ class State:
     """The most that a live replica of a variant said it holds."""
     proved: set[VariantId] = field(default_factory=set[VariantId])
     """Variants that have had results."""
+    proved_on: dict[VariantId, set[str]] = field(default_factory=dict[VariantId, set[str]])
+    """The kinds of device that gave them."""
     used_at_s: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
     uses: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
     """How many jobs a variant has served."""
@@ -188,6 +190,7 @@ class State:
             self.used_at_s.pop(variant_id, None)
             self.uses.pop(variant_id, None)
             self.proved.discard(variant_id)
+            self.proved_on.pop(variant_id, None)
             self.evicted.discard(variant_id)
             for key in [key for key in self.load_s if key[0] == variant_id]:
                 del self.load_s[key]
