@@ -18,6 +18,7 @@ from pilotlight.core.allocation import Options
 from pilotlight.core.errors import ConfigError, PilotlightError
 from pilotlight.manager import build
 from pilotlight.manager.clients import Clients
+from pilotlight.manager.eventlog import EventLog
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.loop import Manager
 from pilotlight.poolfile import read_spec, remove_sockets
@@ -57,6 +58,8 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
 
     manager = Manager(epoch, link, Keeper(provider, spec.workers, note), options)
     clients = Clients(pool_dir, spec, manager)
+    log = EventLog(Path(spec.log_dir), epoch=epoch, pool=spec.name)
+    manager.record = log.record
     loop = asyncio.get_running_loop()
     owner: asyncio.Task[None] | None = None
     loop.set_exception_handler(_broke)
@@ -75,6 +78,7 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
             owner.cancel()
         await clients.stop()
         await manager.stop()
+        await asyncio.to_thread(log.close)
 
 
 def _broke(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> NoReturn:
