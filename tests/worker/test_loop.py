@@ -41,6 +41,7 @@ from pilotlight.messages import (
     WorkerMessage,
 )
 from pilotlight.wire import Chunk, Context, DeviceSpec, Operation, PoolSpec
+from pilotlight.worker import build
 from pilotlight.worker.__main__ import PR_SET_CHILD_SUBREAPER
 from pilotlight.worker.loop import AgentLoop
 
@@ -221,7 +222,9 @@ SCENARIOS: dict[str, Callable[[Manager, AgentLoop], Awaitable[None]]] = {
 async def play(name: str, log_dir: str) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     manager = Manager()
-    agent = AgentLoop("w", PoolSpec(workers=1, log_dir=log_dir), [CPU], manager)
+    folder = Path(log_dir)
+    spec = PoolSpec(workers=1, log_dir=log_dir, cache_dir=str(folder / "cache"))
+    agent = AgentLoop("w", spec, [CPU], manager, CPU.memory_bytes, lambda tell: build.copies(spec, folder, tell))
     running = asyncio.create_task(agent.run())
     try:
         await manager.greet()

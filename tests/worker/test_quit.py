@@ -27,11 +27,15 @@ def test_quit_that_arrives_together_with_load() -> None:
         assert ours.recv(1) == b"", "it went live"
 
 
+async def _where_it_is() -> Path | None:
+    return None
+
+
 async def _stopped_at_once(log_dir: Path) -> None:
     ended = asyncio.Event()
     servers = Servers(log_dir, "test", lambda *_: None, lambda *_: ended.set())
     try:
-        servers.start("test.1", CONTEXT, CPU)
+        servers.start("test.1", CONTEXT, CPU, _where_it_is)
         servers.stop("test.1", kill=False)
         await asyncio.wait_for(ended.wait(), 60)
     finally:

@@ -60,11 +60,12 @@ def feed(job: str, index: int, operation: Operation | None = None) -> Feed:
 class SlowModel:
     """Answers one row at each `step`, when the test lets it."""
 
-    wanted, memory_bytes, started = 8, 0, 1
+    wanted, memory_bytes, attachment_bytes, started, can_sleep = 8, 0, 0, 1, False
 
     def __init__(self) -> None:
         self.stages: dict[str, float] = {}
         self.rows: list[Row] = []
+        self.forgotten: list[Operation] = []
         self.turn = threading.Semaphore(0)
 
     @property
@@ -78,6 +79,15 @@ class SlowModel:
         assert self.turn.acquire(timeout=30)
         row = self.rows.pop(0)
         return [Outcome(row.ticket, row.payload)]
+
+    def sleep(self) -> None:
+        raise AssertionError
+
+    def wake(self) -> None:
+        raise AssertionError
+
+    def forget(self, operation: Operation) -> None:
+        self.forgotten.append(operation)
 
     def close(self) -> None:
         pass

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from pilotlight.core.errors import PilotlightError
 from pilotlight.poolfile import read_spec
 from pilotlight.wire import PoolSpec
 from pilotlight.worker import build, devices, guardian, log
+from pilotlight.worker.copies import Copies, CopyEvent
 from pilotlight.worker.loop import AgentLoop
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -34,10 +36,16 @@ def main(argv: list[str] | None = None) -> int:
         slot, slots = (int(part) for part in options.slot.split("/"))
         spec = read_spec(Path(options.pool))
         _own_session()
-        _guard(Path(options.pool), options.name, spec)
-        found = devices.find(slot, slots)
+        scratch = _guard(Path(options.pool), options.name, spec)
+        shape = spec.shapes[slot] if slot < len(spec.shapes) else None
+        found = devices.find(slot, slots, shape=shape)
+        memory_bytes = devices.host_memory_bytes(slots, found, shape)
         link = build.worker_link(options.pool, spec)
-        asyncio.run(AgentLoop(options.name, spec, found, link).run())
+
+        def copies(tell: Callable[[CopyEvent], None]) -> Copies:
+            return build.copies(spec, scratch, tell)
+
+        asyncio.run(AgentLoop(options.name, spec, found, link, memory_bytes, copies).run())
     except PilotlightError as error:
         log.say_plainly(f"pilotlight worker: {error}")
         return error.exit_code
@@ -74,7 +82,8 @@ def _own_session() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _guard(pool: Path, name: str, spec: PoolSpec) -> None:
+def _guard(pool: Path, name: str, spec: PoolSpec) -> Path:
+    """Have a guardian; returns the worker's scratch folder, which the guardian removes."""
     mark = f"{pool}:{name}:{os.getpid()}"
     os.environ[guardian.MARK] = mark
     scratch = pool / name
@@ -87,6 +96,7 @@ def _guard(pool: Path, name: str, spec: PoolSpec) -> None:
             shutil.rmtree(pool, ignore_errors=True)
 
     guardian.spawn(mark, scratch, afterwards)
+    return scratch
 
 
 def _manager_lives(pool: Path) -> bool:

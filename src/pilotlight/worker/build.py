@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from pilotlight.engines.direct import DirectWorkerLink
 from pilotlight.poolfile import socket_path
 from pilotlight.ports import Runtime, WorkerLink
 from pilotlight.wire import PoolSpec
+from pilotlight.worker import devices
+from pilotlight.worker.cache import Cache
+from pilotlight.worker.copies import Copies, CopyEvent
+from pilotlight.worker.parking import Parking
 
 
 def _echo() -> Runtime:
@@ -57,3 +62,20 @@ def runtime(name: str) -> Runtime:
 def worker_link(pool_dir: str, spec: PoolSpec) -> WorkerLink:
     """The link to the manager of the pool in that folder."""
     return DirectWorkerLink(socket_path(Path(pool_dir), spec, "worker.sock"))
+
+
+def cache_folder(spec: PoolSpec) -> Path:
+    """Where the machine's model files are cached: as the pool says, else PILOTLIGHT_CACHE_DIR, else the user's."""
+    given = spec.cache_dir or os.environ.get("PILOTLIGHT_CACHE_DIR")
+    if given:
+        return Path(given).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_cache_path("pilotlight")
+
+
+def copies(spec: PoolSpec, scratch: Path, tell: Callable[[CopyEvent], None]) -> Copies:
+    """What stages and parks files for one worker. scratch: its own folder."""
+    cache = Cache(cache_folder(spec), spec.cache_bytes)
+    parking = Parking(scratch, cache.root / "parked", cache.stop, devices.memory_free_bytes)
+    return Copies(cache, parking, tell)

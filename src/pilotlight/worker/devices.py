@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pilotlight.wire import DeviceSpec
+import msgspec
+
+from pilotlight.wire import DeviceSpec, WorkerShape
 from pilotlight.worker import log
 
 CPU_MEMORY_SHARE = 0.8
 """The part of free host memory that a CPU device may fill."""
+HOST_MEMORY_SHARE = 0.5
+"""The part of free host memory that the parked copies of all workers with GPUs may fill."""
 ROOT = Path("/")
 
 
@@ -33,12 +37,32 @@ class Gpu:
     mig_of: str = ""
 
 
-def find(slot: int = 0, slots: int = 1, environ: Mapping[str, str] = os.environ) -> list[DeviceSpec]:
+def find(
+    slot: int = 0, slots: int = 1, environ: Mapping[str, str] = os.environ, shape: WorkerShape | None = None
+) -> list[DeviceSpec]:
     """The devices of worker number `slot` of `slots` on this machine.
 
     GPUs are dealt out in turn; where there are fewer GPUs than workers, workers share them and their memory. Without
-    a GPU, a worker has its share of the CPUs as one device.
+    a GPU, a worker has its share of the CPUs as one device. `shape` makes them slower or smaller.
     """
+    return [_shaped(device, shape or WorkerShape()) for device in _found(slot, slots, environ)]
+
+
+def host_memory_bytes(slots: int, devices: list[DeviceSpec], shape: WorkerShape | None = None) -> int:
+    """Host memory that a worker may fill with parked copies: a CPU device's own, which they share with replicas;
+    beside GPUs, a part of what is free for each of the machine's workers."""
+    if all(device.type == "cpu" for device in devices):
+        return sum(device.memory_bytes for device in devices)
+    memory = int(memory_free_bytes() * HOST_MEMORY_SHARE) // slots
+    return min(memory, shape.memory_bytes) if shape is not None and shape.memory_bytes else memory
+
+
+def _shaped(device: DeviceSpec, shape: WorkerShape) -> DeviceSpec:
+    memory = min(device.memory_bytes, shape.memory_bytes or device.memory_bytes)
+    return msgspec.structs.replace(device, speed=shape.speed, memory_bytes=memory)
+
+
+def _found(slot: int, slots: int, environ: Mapping[str, str]) -> list[DeviceSpec]:
     cpus, memory = cpu_count(), int(memory_free_bytes() * CPU_MEMORY_SHARE)
     gpus = [gpu for gpu in visible(all_gpus(), environ.get("CUDA_VISIBLE_DEVICES")) if gpu.memory_bytes]
     threads = max(1, cpus // slots)

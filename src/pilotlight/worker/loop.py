@@ -2,6 +2,7 @@
 
 It keeps the bytes of leased rows until their results are in, and results until the manager has acknowledged them. The
 latter are bounded by the former: without a manager only rows that replicas hold go on, so nothing needs to spill.
+Files are the business of `copies`, processes that of `processes`; neither ever blocks this loop.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import platform
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
@@ -25,12 +27,14 @@ from pilotlight.core.transitions import Level, ReplicaState
 from pilotlight.messages import (
     Ack,
     Beat,
+    Copy,
     DefineJob,
     Died,
     Drain,
     ForgetJob,
     Grant,
     Join,
+    Kept,
     Leaving,
     LoadFailed,
     ManagerMessage,
@@ -40,39 +44,63 @@ from pilotlight.messages import (
     Revoke,
     Rows,
     Stopped,
+    Unstage,
     Wants,
     Welcome,
 )
 from pilotlight.ports import WorkerLink
-from pilotlight.replica_messages import Failed, Feed, Finished, Live, ReplicaReply
+from pilotlight.replica_messages import Asleep, Failed, Feed, Finished, Live, ReplicaReply, Working
 from pilotlight.rowstore import RowStore
 from pilotlight.wire import Context, DeviceSpec, Operation, PoolSpec
 from pilotlight.worker import log
+from pilotlight.worker.copies import Copies, CopyEvent
+from pilotlight.worker.loads import Loads
 from pilotlight.worker.processes import Servers
 
 TICK_S = 0.1
 BEAT_S = 0.5
 RECONNECT_S = 0.1
+LOOK_S = 5.0
+"""How often to see whether staged copies are still there."""
+
+_TOLD: dict[ReplicaState, Literal["starting", "live", "asleep"]] = {
+    ReplicaState.STARTING: "starting",
+    ReplicaState.LIVE: "live",
+    ReplicaState.ASLEEP: "asleep",
+}
 
 
 class AgentLoop:
     """One worker's event loop around its pure machine."""
 
-    def __init__(self, name: str, spec: PoolSpec, devices: list[DeviceSpec], link: WorkerLink) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: PoolSpec,
+        devices: list[DeviceSpec],
+        link: WorkerLink,
+        memory_bytes: int,
+        copies: Callable[[Callable[[CopyEvent], None]], Copies],
+    ) -> None:
+        """memory_bytes: of the host, for parked copies and sleeping replicas. copies: makes what handles files, given
+        where to tell what became of them."""
         self._name = name
         self._spec = spec
         self._link = link
         self._devices = {device.id: device for device in devices}
-        facts = tuple(Device(device.id, device.kind, device.memory_bytes) for device in devices)
-        self._agent = Agent(name, facts, spec.orphan_timeout_s)
+        self._memory_bytes = memory_bytes
+        facts = tuple(
+            Device(device.id, device.kind, device.memory_bytes, is_host=device.type == "cpu") for device in devices
+        )
+        self._agent = Agent(name, facts, spec.orphan_timeout_s, memory_bytes)
         self._servers = Servers(Path(spec.log_dir), name, self._replica_said, self._replica_ended)
+        self._copies = copies(self._copy_changed)
+        self._loads = Loads()
         self._contexts: dict[str, Context] = {}
         self._operations: dict[str, Operation] = {}
         self._stores: dict[str, RowStore] = {}
         self._kept: deque[Rows] = deque()
         self._seq = 0
-        self._load_began: dict[str, float] = {}
-        self._load_s: dict[str, tuple[float, dict[str, float]]] = {}
         self._over = asyncio.Event()
         self._lost = asyncio.Event()
 
@@ -95,6 +123,7 @@ class AgentLoop:
             self._servers.close()
             self._link.close()
             await asyncio.gather(beats, connects, return_exceptions=True)
+            await self._copies.close()
 
     def _broke(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A mistake of ours in a callback: say it in the log, and leave; the manager gives our rows to others."""
@@ -117,14 +146,21 @@ class AgentLoop:
             await asyncio.sleep(RECONNECT_S)
 
     def _join(self) -> None:
-        residents = [self._resident(replica_id) for replica_id in self._agent.replicas]
+        residents = [self._resident(replica_id, with_context=True) for replica_id in self._agent.replicas]
+        copies = [
+            Copy(variant=variant_id, level=_kept(level), bytes=held.bytes, took_s=held.took_s, context=context)
+            for variant_id, level, held in self._agent.residences.made_copies()
+            if (context := self._contexts.get(variant_id)) is not None
+        ]
         self._link.send(
             Join(
                 worker=self._name,
                 pid=os.getpid(),
                 host=platform.node(),
                 devices=list(self._devices.values()),
+                memory_bytes=self._memory_bytes,
                 residents=[resident for resident in residents if resident is not None],
+                copies=copies,
             )
         )
         for rows in self._kept:
@@ -167,11 +203,14 @@ class AgentLoop:
                     )
                     for want in message.wants
                 )
+                self._loads.wish([(d, v.variant_id) for d, v, level in wants if level is Level.LIVE], time.monotonic())
                 self._handle(ev.WantsChanged(message.epoch, message.version, wants))
                 self._forget_contexts()
             case ForgetJob():
                 self._handle(ev.JobForgotten(message.job))
                 self._forget(message.job)
+            case Unstage():
+                self._copies.unstage(message.variant)
             case Drain():
                 self._handle(ev.DrainAsked(message.grace_s, "the manager ends it"))
             case Welcome():
@@ -182,46 +221,72 @@ class AgentLoop:
         self._servers.forget(job_id)
 
     def _forget_contexts(self) -> None:
-        """Keep the contexts that are wanted, and those that a replica holds."""
-        wanted = {variant.variant_id for slot in self._agent.slots.values() for variant in slot.wants}
-        held = {replica.variant.variant_id for replica in self._agent.replicas.values()}
-        for variant_id in self._contexts.keys() - wanted - held:
+        """Keep the contexts that are wanted, and those that are held in any form."""
+        residences = self._agent.residences
+        needed = {variant.variant_id for slot in residences.slots.values() for variant in slot.wants}
+        needed |= {variant.variant_id for variant in (*residences.park_wants, *residences.stage_wants)}
+        needed |= {replica.variant.variant_id for replica in residences.replicas.values()}
+        needed |= {variant_id for variant_id, _ in residences.copies}
+        for variant_id in self._contexts.keys() - needed:
             del self._contexts[variant_id]
+
+    # --- copies
+
+    def _copy_changed(self, event: CopyEvent) -> None:
+        if not isinstance(event, ev.CopyGone):
+            self._loads.copied(event.variant_id, event.level, time.monotonic())
+        self._handle(event)
+        self._forget_contexts()
 
     # --- replicas
 
     def _replica_said(self, replica_id: str, message: ReplicaReply) -> None:
         match message:
             case Finished():
-                replica = self._agent.replicas.get(replica_id)
-                device = replica.device_id if replica is not None else ""
-                spans = tuple(message.chunk.spans)
-                decisions = self._agent.handle(
-                    ev.RowsFinished(replica_id, message.lease, spans, message.wanted, message.started), time.monotonic()
-                )
-                self._seq += 1
-                rows = Rows(
-                    seq=self._seq,
-                    lease=message.lease,
-                    job=message.job,
-                    device=device,
-                    chunk=message.chunk,
-                    started=self._agent.started,
-                )
-                self._kept.append(rows)
-                self._link.send(rows)
-                self._carry_out(decisions)
+                self._finished(replica_id, message)
+            case Working():
+                self._handle(ev.ReplicaProgressed(replica_id, message.started))
             case Live():
-                began = self._load_began.pop(replica_id, time.monotonic())
-                self._load_s[replica_id] = (time.monotonic() - began, message.stages)
-                self._handle(ev.ReplicaLive(replica_id, message.wanted, message.memory_bytes))
+                process = self._servers.processes.get(replica_id)
+                self._copies.loaded(replica_id)
+                own = process.stages if process is not None and "wake" not in message.stages else {}
+                self._loads.live(replica_id, time.monotonic(), own, message.stages)
+                live = ev.ReplicaLive(replica_id, message.wanted, message.memory_bytes, can_sleep=message.can_sleep)
+                self._handle(live)
+            case Asleep():
+                self._handle(ev.ReplicaSlept(replica_id, message.memory_bytes))
             case Failed():
                 self._handle(ev.ReplicaFailed(replica_id, message.kind, message.reason))
 
+    def _finished(self, replica_id: str, message: Finished) -> None:
+        replica = self._agent.replicas.get(replica_id)
+        event = ev.RowsFinished(
+            replica_id,
+            message.lease,
+            tuple(message.chunk.spans),
+            message.wanted,
+            message.started,
+            message.memory_bytes,
+            message.attachment_bytes,
+        )
+        decisions = self._agent.handle(event, time.monotonic())
+        self._seq += 1
+        rows = Rows(
+            seq=self._seq,
+            lease=message.lease,
+            job=message.job,
+            device=replica.device_id if replica is not None else "",
+            chunk=message.chunk,
+            started=self._agent.started,
+        )
+        self._kept.append(rows)
+        self._link.send(rows)
+        self._carry_out(decisions)
+
     def _replica_ended(self, replica_id: str, reason: str) -> None:
-        self._load_began.pop(replica_id, None)
+        self._copies.ended(replica_id)
         self._handle(ev.ReplicaExited(replica_id, reason))
-        self._load_s.pop(replica_id, None)
+        self._loads.end(replica_id)
         self._forget_contexts()
 
     # --- the machine
@@ -243,13 +308,7 @@ class AgentLoop:
                     if resident is not None:
                         self._link.send(Reported(resident=resident))
                 case do.StartReplica():
-                    self._load_began[decision.replica_id] = time.monotonic()
-                    log.say(f"starting {decision.replica_id} with {decision.variant_id} on {decision.device_id}")
-                    context = self._contexts[decision.variant_id]
-                    self._servers.start(decision.replica_id, context, self._devices[decision.device_id])
-                case do.MakeCopy(variant_id, level):
-                    failed = ev.CopyFailed(variant_id, level, "not built yet")
-                    asyncio.get_running_loop().call_soon(self._handle, failed)
+                    self._start(decision)
                 case do.StopReplica():
                     self._servers.stop(decision.replica_id, kill=decision.kill)
                 case do.SendStopped(device_id, variant_id, replica_id):
@@ -275,6 +334,38 @@ class AgentLoop:
                 case do.Exit():
                     log.say(f"leaving: {decision.reason}")
                     self._over.set()
+                case _:
+                    self._reside(decision)
+
+    def _reside(self, decision: do.SleepReplica | do.WakeReplica | do.MakeCopy | do.DropCopy | do.SendCopy) -> None:
+        """What changes how near a variant is, beside starting and ending replicas."""
+        match decision:
+            case do.SleepReplica():
+                self._servers.sleep(decision.replica_id)
+            case do.WakeReplica():
+                self._loads.wake(decision.replica_id, time.monotonic())
+                self._servers.wake(decision.replica_id)
+            case do.MakeCopy(variant_id, level):
+                self._loads.copying(variant_id, level, time.monotonic())
+                self._copies.make(variant_id, level, self._contexts[variant_id].model_path or "")
+            case do.DropCopy():
+                self._copies.drop(decision.variant_id, decision.level)
+            case do.SendCopy(variant_id, level, size, took_s):
+                copy = Copy(variant=variant_id, level=_kept(level), bytes=size, took_s=took_s)
+                self._link.send(Kept(copy=copy))
+
+    def _start(self, decision: do.StartReplica) -> None:
+        replica_id, variant_id = decision.replica_id, decision.variant_id
+        log.say(f"starting {replica_id} with {variant_id} on {decision.device_id} ({decision.origin})")
+        self._loads.start(replica_id, decision.device_id, variant_id, time.monotonic())
+
+        async def find() -> Path | None:
+            path = await self._copies.borrow(replica_id, variant_id, decision.origin)
+            if path is not None:
+                self._loads.origin(replica_id, "parked" if decision.origin == "parked" else "staged")
+            return path
+
+        self._servers.start(replica_id, self._contexts[variant_id], self._devices[decision.device_id], find)
 
     def _feed(self, decision: do.FeedRows) -> None:
         process = self._servers.processes.get(decision.replica_id)
@@ -297,28 +388,33 @@ class AgentLoop:
         if decision.spans is None or not len(store):
             del self._stores[decision.lease_id]
 
-    def _resident(self, replica_id: str) -> Resident | None:
+    def _resident(self, replica_id: str, *, with_context: bool = False) -> Resident | None:
         replica = self._agent.replicas.get(replica_id)
-        if replica is None or replica.state not in {ReplicaState.STARTING, ReplicaState.LIVE}:
+        state = _TOLD.get(replica.state) if replica is not None else None
+        if replica is None or state is None:
             return None
-        load_s, stages = self._load_s.get(replica_id, (0.0, {}))
+        variant_id = replica.variant.variant_id
+        load = self._loads.of(replica_id)
         process = self._servers.processes.get(replica_id)
         return Resident(
             device=replica.device_id,
-            variant=replica.variant.variant_id,
+            variant=variant_id,
             replica=replica_id,
-            state="live" if replica.state is ReplicaState.LIVE else "starting",
+            state=state,
             pid=process.pid if process is not None else 0,
             wanted=replica.wanted,
             memory_bytes=replica.memory_bytes,
-            load_s=load_s,
-            stages=stages,
+            attachment_bytes=replica.attachment_bytes,
+            origin=load.origin if load is not None else "cold",
+            load_s=load.load_s if load is not None else 0.0,
+            stages=load.stages if load is not None else {},
+            context=self._contexts.get(variant_id) if with_context else None,
         )
 
     # --- time and signals
 
     async def _beat(self) -> None:
-        beaten = 0.0
+        beaten = looked = 0.0
         while True:
             await asyncio.sleep(TICK_S)
             self._handle(ev.Tick())
@@ -326,6 +422,14 @@ class AgentLoop:
             if time.monotonic() - beaten >= BEAT_S:
                 beaten = time.monotonic()
                 self._link.send(Beat(started=self._agent.started))
+            if time.monotonic() - looked >= LOOK_S:
+                looked = time.monotonic()
+                copies = self._agent.residences.made_copies()
+                self._copies.look(variant_id for variant_id, level, _ in copies if level is Level.STAGED)
 
     def _signalled(self, number: signal.Signals) -> None:
         self._handle(ev.DrainAsked(self._spec.grace_s, f"it got {number.name}"))
+
+
+def _kept(level: Level) -> Literal["parked", "staged"]:
+    return "parked" if level is Level.PARKED else "staged"

@@ -13,19 +13,33 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
 from pilotlight.connection import Connection, adopt
-from pilotlight.replica_messages import Exited, Feed, Forget, Forked, Load, Quit, ReplicaReply, ServerReply, Spawn
+from pilotlight.replica_messages import (
+    Exited,
+    Feed,
+    Forget,
+    Forked,
+    Load,
+    Quit,
+    ReplicaReply,
+    ServerReply,
+    Sleep,
+    Spawn,
+    Wake,
+)
 from pilotlight.wire import Context, DeviceSpec
+from pilotlight.worker import logs
 
 EXIT_STATUS_S_MAX = 1.0
-LOG_TAIL_BYTES = 4096
+SHORTEN_EVERY_S = 60.0
 
 
 @dataclass(slots=True)
@@ -42,6 +56,13 @@ class Process:
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     unwanted: bool = False
     """It was to end before it could be told to."""
+    wished: bool = False
+    """It was asked to end."""
+    killed: bool = False
+    """It was made to end, by us."""
+    asked_s: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict[str, float])
+    """Seconds until it was there: `import` (if it waited for its server) and `start`."""
     operations: set[str] = field(default_factory=set[str])
     """The jobs whose operation it was sent."""
 
@@ -49,16 +70,17 @@ class Process:
 class Server:
     """One runtime server's process and its control socket."""
 
-    def __init__(self, runtime: str, log_dir: Path, prefix: str, on_reply: Callable[[ServerReply], None]) -> None:
+    def __init__(self, runtime: str, log_path: Path, on_reply: Callable[[ServerReply], None]) -> None:
         ours, theirs = socket.socketpair()
         self.runtime = runtime
         self._control = ours
         self._control.setblocking(False)
         self._text = b""
         self._on_reply = on_reply
-        self.log_path = log_dir / f"{prefix}-server-{runtime}.log"
+        self.log_path = log_path
+        self.ready_s: float | None = None
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        with _opened(self.log_path) as log:
+        with logs.opened(self.log_path) as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pilotlight.worker.server", runtime, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -91,7 +113,10 @@ class Server:
             return
         *lines, self._text = (self._text + data).split(b"\n")
         for line in lines:
-            self._on_reply(msgspec.json.decode(line, type=ServerReply))
+            reply = msgspec.json.decode(line, type=ServerReply)
+            if isinstance(reply, Forked) and not reply.replica:
+                self.ready_s = time.monotonic()
+            self._on_reply(reply)
 
     def close(self) -> None:
         """Let it end."""
@@ -110,7 +135,8 @@ class Servers:
         on_message: Callable[[str, ReplicaReply], None],
         on_ended: Callable[[str, str], None],
     ) -> None:
-        self._log_dir = log_dir
+        self._logs = logs.Logs(log_dir)
+        self._shorten_at_s = 0.0
         self._prefix = prefix
         self._on_message = on_message
         self._on_ended = on_ended
@@ -118,28 +144,35 @@ class Servers:
         self._tasks: set[asyncio.Task[None]] = set()
         self.processes: dict[str, Process] = {}
 
-    def start(self, replica_id: str, context: Context, device: DeviceSpec) -> None:
-        """Have a replica forked and told what to load."""
-        log_path = self._log_dir / f"{replica_id}.log"
-        process = Process(replica_id, context, log_path)
+    def start(
+        self, replica_id: str, context: Context, device: DeviceSpec, find: Callable[[], Awaitable[Path | None]]
+    ) -> None:
+        """Have a replica forked, and told what to load. find: tells where the context's files are nearest (None: in
+        their own folder), while the replica is being forked; it must not raise."""
+        process = Process(replica_id, context, self._logs.path(replica_id), asked_s=time.monotonic())
         self.processes[replica_id] = process
         ours, theirs = socket.socketpair()
         try:
             process.server = self._server(context.runtime)
-            process.server.spawn(Spawn(replica=replica_id, log_path=str(log_path)), theirs)
+            process.server.spawn(Spawn(replica=replica_id, log_path=str(process.log_path)), theirs)
         except OSError as error:
             ours.close()
             asyncio.get_running_loop().call_soon(self._gone, replica_id, f"its runtime server is gone ({error})")
             return
         finally:
             theirs.close()
-        self._run(self._connect(process, ours, device))
+        self._run(self._connect(process, ours, device, find))
 
-    async def _connect(self, process: Process, ours: socket.socket, device: DeviceSpec) -> None:
+    async def _connect(
+        self, process: Process, ours: socket.socket, device: DeviceSpec, find: Callable[[], Awaitable[Path | None]]
+    ) -> None:
         def prepare(connection: Connection) -> None:
             connection.on_message = lambda message: self._on_message(process.replica_id, message)
             connection.on_closed = lambda _: self._run(self._after_close(process))
 
+        path = await find()
+        if path is not None:
+            process.context = msgspec.structs.replace(process.context, model_path=str(path))
         process.connection = await adopt(ours, ReplicaReply, prepare)
         process.connection.send(Load(context=process.context, device=device))
         if process.unwanted:
@@ -153,7 +186,7 @@ class Servers:
         _kill(process)
         told = await self._exited(process)
         stuck = told or (process.server is not None and process.server.alive)
-        reason = f"it closed its connection and did not exit{_last_line(process.log_path)}"
+        reason = f"it closed its connection and did not exit{logs.last_line(process.log_path)}"
         self._gone(process.replica_id, reason if stuck else self._how(process))
 
     async def _exited(self, process: Process) -> bool:
@@ -169,6 +202,9 @@ class Servers:
         a subreaper: replicas of a dead server, and what users' functions left behind. To be called now and then, by a
         process that has no children but those.
         """
+        if time.monotonic() >= self._shorten_at_s:
+            self._shorten_at_s = time.monotonic() + SHORTEN_EVERY_S
+            logs.shorten([kept.log_path for kept in (*self._servers.values(), *self.processes.values())])
         if sys.platform != "linux":
             return  # nothing else adopts
         servers = {server.process.pid: server.process for server in self._servers.values()}
@@ -185,29 +221,35 @@ class Servers:
                     self._ended(process, os.waitstatus_to_exitcode(status))
 
     def _gone(self, replica_id: str, reason: str) -> None:
-        if self.processes.pop(replica_id, None) is not None:
+        process = self.processes.pop(replica_id, None)
+        if process is not None:
+            self._logs.ended(process.log_path, wished=process.wished)
             self._on_ended(replica_id, reason)
 
     def _how(self, process: Process) -> str:
         server = self._servers.get(process.context.runtime)
         if process.pid == 0 and server is not None:
             status = server.process.poll()
-            return f"its runtime server could not start (exit {status}){_last_line(server.log_path)}"
+            return f"its runtime server could not start (exit {status}){logs.last_line(server.log_path)}"
         status = process.status
         if status is None:
             return "it ended with its runtime server"
         if status < 0:
             name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+            if status == -signal.SIGKILL and process.killed:
+                return "it was made to end"
             hint = "; the machine may have run out of memory" if status == -signal.SIGKILL else ""
-            return f"killed by {name}{hint}{_last_line(process.log_path)}"
-        return f"it exited with status {status}{_last_line(process.log_path)}"
+            return f"killed by {name}{hint}{logs.last_line(process.log_path)}"
+        return f"it exited with status {status}{logs.last_line(process.log_path)}"
 
     def _server(self, runtime: str) -> Server:
         server = self._servers.get(runtime)
         if server is None or not server.alive:
             if server is not None:
                 server.close()
-            server = self._servers[runtime] = Server(runtime, self._log_dir, self._prefix, self._server_said)
+            server = self._servers[runtime] = Server(
+                runtime, self._logs.path(f"{self._prefix}-server-{runtime}"), self._server_said
+            )
         return server
 
     def _server_said(self, reply: ServerReply) -> None:
@@ -215,7 +257,7 @@ class Servers:
         match reply:
             case Forked():
                 if process is not None:
-                    process.pid = reply.pid
+                    _forked(process, reply.pid)
             case Exited():
                 if process is not None:
                     self._ended(process, reply.status)
@@ -250,12 +292,26 @@ class Servers:
                 if process.connection is not None:
                     process.connection.send(Forget(job=job_id))
 
+    def sleep(self, replica_id: str) -> None:
+        """Have a replica fall asleep."""
+        process = self.processes.get(replica_id)
+        if process is not None and process.connection is not None:
+            process.connection.send(Sleep())
+
+    def wake(self, replica_id: str) -> None:
+        """Have a replica wake up."""
+        process = self.processes.get(replica_id)
+        if process is not None and process.connection is not None:
+            process.connection.send(Wake())
+
     def stop(self, replica_id: str, *, kill: bool) -> None:
         """Ask a replica to end, or kill it."""
         process = self.processes.get(replica_id)
         if process is None:
             return
+        process.wished = process.wished or not kill
         if kill and process.pid:
+            process.killed = True
             _kill(process)
         elif process.connection is not None:
             process.connection.send(Quit())
@@ -266,6 +322,7 @@ class Servers:
         """Kill what runs. The servers end as their sockets close."""
         for process in self.processes.values():
             _kill(process)
+            self._logs.ended(process.log_path, wished=True)
         for server in self._servers.values():
             server.close()
         for server in self._servers.values():
@@ -287,20 +344,10 @@ def _kill(process: Process) -> None:
             os.kill(process.pid, signal.SIGKILL)
 
 
-def _opened(log_path: Path) -> BinaryIO:
-    """A log to append to; nowhere, where the disk can't take it."""
-    try:
-        return log_path.open("ab")
-    except OSError:
-        return Path(os.devnull).open("ab")
-
-
-def _last_line(path: Path) -> str:
-    """The last line of a log, as the end of a sentence; nothing where it is empty."""
-    try:
-        with path.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-            lines = log.read().decode(errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return f": {lines[-1].strip()}" if lines else ""
+def _forked(process: Process, pid: int) -> None:
+    process.pid = pid
+    ready_s = process.server.ready_s if process.server is not None else None
+    began_s = max(process.asked_s, ready_s or 0.0)
+    if began_s > process.asked_s:
+        process.stages["import"] = began_s - process.asked_s
+    process.stages["start"] = time.monotonic() - began_s

@@ -10,7 +10,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,27 @@ import msgspec
 from pilotlight.connection import Frames, frame
 from pilotlight.core.errors import LinkClosed, LoadError, PilotlightError, RequestError
 from pilotlight.ports import Model, Outcome, Row, Runtime
-from pilotlight.replica_messages import Failed, Feed, Finished, Forget, Live, Load, Quit, ReplicaMessage, ReplicaReply
+from pilotlight.replica_messages import (
+    Asleep,
+    Failed,
+    Feed,
+    Finished,
+    Forget,
+    Live,
+    Load,
+    Quit,
+    ReplicaMessage,
+    ReplicaReply,
+    Sleep,
+    Wake,
+    Working,
+)
 from pilotlight.wire import Operation, ResultChunk, Span
 from pilotlight.worker import log
 from pilotlight.worker.coder import Coder
+
+WORKING_EVERY_S = 1.0
+Clock = Callable[[], float]
 
 
 class Pipe:
@@ -33,6 +50,7 @@ class Pipe:
         self._frames = Frames()
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(ReplicaMessage).decode
+        self._early: list[ReplicaMessage] = []
 
     def send(self, message: ReplicaReply) -> None:
         """Send all of it. Raises OSError when the agent is gone."""
@@ -41,18 +59,30 @@ class Pipe:
     def receive(self, *, wait: bool) -> list[ReplicaMessage]:
         """The messages that are there; at least one if `wait`. Raises EOFError when the agent is gone, `LinkClosed`
         for what it can't have sent."""
-        messages: list[ReplicaMessage] = []
-        while True:
-            timeout = None if wait and not messages else 0
-            if not select.select([self._sock], [], [], timeout)[0]:
-                return messages
-            data = self._sock.recv(1 << 18)
-            if not data:
-                raise EOFError
-            try:
-                messages += [self._decode(body) for body in self._frames.push(data)]
-            except msgspec.DecodeError as error:
-                raise LinkClosed(f"a message of the agent can't be read: {error}") from error
+        messages, self._early = self._early, []
+        while self._ready(None if wait and not messages else 0.0):
+            messages += self._read()
+        return messages
+
+    def pause(self, seconds: float, clock: Clock) -> None:
+        """Do nothing for so long, but end the wait early for a `Quit`. What comes meanwhile is received later. Raises
+        as `receive` does."""
+        until = clock() + seconds
+        while (left := until - clock()) > 0 and not any(isinstance(message, Quit) for message in self._early):
+            if self._ready(left):
+                self._early += self._read()
+
+    def _ready(self, timeout_s: float | None) -> bool:
+        return bool(select.select([self._sock], [], [], timeout_s)[0])
+
+    def _read(self) -> list[ReplicaMessage]:
+        data = self._sock.recv(1 << 18)
+        if not data:
+            raise EOFError
+        try:
+            return [self._decode(body) for body in self._frames.push(data)]
+        except msgspec.DecodeError as error:
+            raise LinkClosed(f"a message of the agent can't be read: {error}") from error
 
 
 @dataclass(slots=True)
@@ -77,11 +107,14 @@ class _Batch:
 
 
 class Replica:
-    """Rows in, results out, around one model."""
+    """Rows in, results out, around one model. speed: below 1, each step takes that much longer than it had to."""
 
-    def __init__(self, pipe: Pipe, model: Model) -> None:
+    def __init__(self, pipe: Pipe, model: Model, speed: float = 1.0, clock: Clock = time.perf_counter) -> None:
         self._pipe = pipe
         self._model = model
+        self._speed = speed
+        self._clock = clock
+        self._said_s = clock()
         self._operations: dict[str, Operation] = {}
         self._coders: dict[str, Coder] = {}
         self._forgotten: set[str] = set()
@@ -93,30 +126,50 @@ class Replica:
         """Until the agent says `Quit` or is gone."""
         while True:
             for message in self._pipe.receive(wait=self._model.pending == 0):
-                match message:
-                    case Quit():
-                        return
-                    case Forget():
-                        self._forgotten.add(message.job)
-                    case Feed():
-                        self._take(message)
-                    case Load():
-                        raise AssertionError("a replica loads once")
-            began = time.perf_counter()
-            outcomes = self._model.step() if self._model.pending else []
-            busy_s = time.perf_counter() - began
-            for outcome in outcomes:
-                self._finish(outcome)
+                if isinstance(message, Quit):
+                    return
+                self._hear(message)
+            busy_s = self._step() if self._model.pending else 0.0
             self._send(busy_s)
             if self._forgotten:
                 self._forget()
+
+    def _hear(self, message: ReplicaMessage) -> None:
+        match message:
+            case Feed():
+                self._take(message)
+            case Forget():
+                self._forgotten.add(message.job)
+            case Sleep():
+                assert self._model.can_sleep, "it can't sleep"
+                assert not self._model.pending, "it holds rows"
+                self._model.sleep()
+                self._pipe.send(Asleep(memory_bytes=self._model.memory_bytes))
+            case Wake():
+                began = self._clock()
+                self._model.wake()
+                busy_s = slowed(self._pipe, self._clock() - began, self._speed, self._clock)
+                self._pipe.send(_live(self._model, {"wake": busy_s}))
+            case Load() | Quit():
+                raise AssertionError("a replica loads once, and ends once")
+
+    def _step(self) -> float:
+        """Let the model work for a moment; returns how long that took, the wait of a slow device included."""
+        began = self._clock()
+        outcomes = self._model.step()
+        busy_s = slowed(self._pipe, self._clock() - began, self._speed, self._clock)
+        for outcome in outcomes:
+            self._finish(outcome)
+        return busy_s
 
     def _forget(self) -> None:
         """Drop what belongs to jobs that are over and have no row here any more."""
         for job in self._forgotten - {ticket.job for ticket in self._tickets.values()}:
             self._forgotten.discard(job)
-            self._operations.pop(job, None)
             self._coders.pop(job, None)
+            operation = self._operations.pop(job, None)
+            if operation is not None and operation not in self._operations.values():
+                self._model.forget(operation)
 
     def _take(self, feed: Feed) -> None:
         if feed.operation is not None:
@@ -167,17 +220,40 @@ class Replica:
             batch.counters[name] = batch.counters.get(name, 0) + value
 
     def _send(self, busy_s: float) -> None:
+        model, now = self._model, self._clock()
         if not self._batches:
+            if model.pending and now - self._said_s >= WORKING_EVERY_S:
+                self._said_s = now
+                self._pipe.send(Working(started=model.started))
             return
+        self._said_s = now
         total = sum(len(batch.lines) for batch in self._batches.values())
         for (lease, job), batch in self._batches.items():
             indices = sorted(batch.lines)
             batch.counters["busy_s"] = batch.counters.get("busy_s", 0.0) + busy_s * len(indices) / total
             blob = b"\n".join(map(batch.lines.__getitem__, indices))
-            chunk = ResultChunk(_spans(indices), blob, batch.errors, batch.counters)
-            wanted, started = max(1, self._model.wanted), self._model.started
-            self._pipe.send(Finished(lease=lease, job=job, chunk=chunk, wanted=wanted, started=started))
+            finished = Finished(
+                lease=lease,
+                job=job,
+                chunk=ResultChunk(_spans(indices), blob, batch.errors, batch.counters),
+                wanted=max(1, model.wanted),
+                started=model.started,
+                memory_bytes=model.memory_bytes,
+                attachment_bytes=model.attachment_bytes,
+            )
+            self._pipe.send(finished)
         self._batches = {}
+
+
+def slowed(pipe: Pipe, busy_s: float, speed: float, clock: Clock) -> float:
+    """Make what took `busy_s` take as long as on a device of that speed; returns how long that is."""
+    if speed < 1:
+        pipe.pause(busy_s * (1 / speed - 1), clock)
+    return busy_s / speed
+
+
+def _live(model: Model, stages: dict[str, float]) -> Live:
+    return Live(wanted=max(1, model.wanted), memory_bytes=model.memory_bytes, stages=stages, can_sleep=model.can_sleep)
 
 
 def _spans(indices: Iterable[int]) -> list[Span]:
@@ -205,6 +281,7 @@ def serve(sock: socket.socket, runtime: Runtime) -> None:
             return
         if load.device.type == "cuda" or load.device.visible:
             os.environ["CUDA_VISIBLE_DEVICES"] = load.device.visible
+        began = time.perf_counter()
         try:
             model = runtime.load(load.context, load.device)
         except PilotlightError as error:
@@ -215,8 +292,10 @@ def serve(sock: socket.socket, runtime: Runtime) -> None:
             reason = f"{type(error).__name__}: {error}"
             pipe.send(Failed(kind=LoadError.kind, reason=reason))
             return
-        pipe.send(Live(wanted=max(1, model.wanted), memory_bytes=model.memory_bytes, stages=model.stages))
-        Replica(pipe, model).run()
+        speed = load.device.speed
+        slowed(pipe, time.perf_counter() - began, speed, time.perf_counter)
+        pipe.send(_live(model, {stage: seconds / speed for stage, seconds in model.stages.items()}))
+        Replica(pipe, model, speed).run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     finally:

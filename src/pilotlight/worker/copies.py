@@ -1,0 +1,184 @@
+"""The agent's copies of model files, as its loop asks for them: each wish ends in one event, and nothing blocks.
+
+What works is in `cache` (staged, shared by the machine's workers) and `parking` (parked, in this agent's memory).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
+
+from pilotlight.core import events as ev
+from pilotlight.core.transitions import Level
+from pilotlight.worker import log
+from pilotlight.worker.cache import Cache, Staged
+from pilotlight.worker.locks import CopyError
+from pilotlight.worker.parking import Parked, Parking, digests_of
+
+CopyEvent = ev.CopyMade | ev.CopyFailed | ev.CopyGone
+
+
+class Copies:
+    """Makes, lends and drops copies of variants' files. `tell` takes the events; all methods run in the loop.
+
+    A replica that loads from a copy has it lent: a staged one until it ends, a parked one until it is live (it has
+    mapped the memory by then).
+    """
+
+    def __init__(self, cache: Cache, parking: Parking, tell: Callable[[CopyEvent], None]) -> None:
+        self._cache = cache
+        self._parking = parking
+        self._tell = tell
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lent: dict[str, Staged] = {}
+        self._loading: dict[str, str] = {}
+        self._loaded = asyncio.Condition()
+        self._looking = False
+
+    # --- wishes
+
+    def make(self, variant_id: str, level: Level, model: str) -> None:
+        """Stage or park what is in the folder `model`. Ends in `CopyMade` or `CopyFailed`."""
+        work = self._stage if level is Level.STAGED else self._park
+        self._run(self._made(variant_id, level, work(variant_id, Path(model))))
+
+    def drop(self, variant_id: str, level: Level) -> None:
+        """Let go of a copy as soon as no replica is being built from it. Ends in `CopyGone`."""
+        self._run(self._dropped(variant_id, level))
+
+    def unstage(self, variant_id: str) -> None:
+        """Remove a variant from the machine's cache, unless it is in use here or elsewhere. `CopyGone` if it went."""
+        self._run(self._unstaged(variant_id))
+
+    def look(self, variant_ids: Iterable[str]) -> None:
+        """See whether these are still staged: other workers of the machine evict too. `CopyGone` for what is not."""
+        if not self._looking:
+            self._looking = True
+            self._run(self._looked(list(variant_ids)))
+
+    # --- loans
+
+    async def borrow(self, replica_id: str, variant_id: str, origin: str) -> Path | None:
+        """Where a replica finds the copy that it is to load from; None where that is gone, or was not meant."""
+        if origin == Level.PARKED.value:
+            parked = self._parking.find(variant_id)
+            if parked is not None:
+                self._loading[replica_id] = variant_id
+                return parked.path
+        elif origin == Level.STAGED.value:
+            try:
+                staged = await asyncio.to_thread(self._cache.find, variant_id)
+            except CopyError as error:
+                log.say(f"{variant_id} is not loaded from its staged copy: {error}")
+                staged = None
+            if staged is not None:
+                self._lent[replica_id] = staged
+                return staged.path
+            self._tell(ev.CopyGone(variant_id, Level.STAGED))
+        return None
+
+    def loaded(self, replica_id: str) -> None:
+        """A replica has loaded."""
+        if self._loading.pop(replica_id, None) is not None:
+            self._run(self._notify())
+
+    def ended(self, replica_id: str) -> None:
+        """A replica is gone."""
+        self.loaded(replica_id)
+        staged = self._lent.pop(replica_id, None)
+        if staged is not None:
+            staged.close()
+
+    async def close(self) -> None:
+        """Give up what is under way, and let go of everything."""
+        self._cache.stop.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for staged in self._lent.values():
+            staged.close()
+        self._lent.clear()
+        self._parking.close()
+
+    # --- the work
+
+    async def _made(self, variant_id: str, level: Level, work: Awaitable[int]) -> None:
+        began = time.monotonic()
+        try:
+            size = await work
+        except CopyError as error:
+            self._failed(variant_id, level, str(error))
+            return
+        except Exception as error:
+            log.say_error()
+            self._failed(variant_id, level, f"{type(error).__name__}: {error}")
+            return
+        took_s = time.monotonic() - began
+        log.say(f"{level.value} {variant_id}: {size / 1e9:.2f} GB in {took_s:.1f} s")
+        self._tell(ev.CopyMade(variant_id, level, size, took_s))
+
+    def _failed(self, variant_id: str, level: Level, reason: str) -> None:
+        log.say(f"{variant_id} is not {level.value}: {reason}")
+        self._tell(ev.CopyFailed(variant_id, level, reason))
+
+    async def _stage(self, variant_id: str, model: Path) -> int:
+        staged = await asyncio.to_thread(self._cache.make, variant_id, model)
+        staged.close()
+        return staged.bytes
+
+    async def _park(self, variant_id: str, model: Path) -> int:
+        return (await asyncio.to_thread(self._park_here, variant_id, model)).bytes
+
+    def _park_here(self, variant_id: str, model: Path) -> Parked:
+        staged: Staged | None = None
+        with contextlib.suppress(CopyError):
+            staged = self._cache.find(variant_id)
+        try:
+            known = {name: entry.digest for name, entry in staged.files.items()} if staged is not None else {}
+            source = staged.path if staged is not None else model
+            return self._parking.park(variant_id, source, digests_of(known, self._cache.digest))
+        finally:
+            if staged is not None:
+                staged.close()
+
+    async def _dropped(self, variant_id: str, level: Level) -> None:
+        async with self._loaded:
+            await self._loaded.wait_for(lambda: variant_id not in self._loading.values())
+        try:
+            if level is Level.PARKED:
+                await asyncio.to_thread(self._parking.drop, variant_id)
+            else:
+                await asyncio.to_thread(self._cache.drop, variant_id)
+        except Exception:
+            log.say_error()
+        self._tell(ev.CopyGone(variant_id, level))
+
+    async def _unstaged(self, variant_id: str) -> None:
+        try:
+            gone = await asyncio.to_thread(self._cache.drop, variant_id)
+        except CopyError as error:
+            log.say(f"{variant_id} stays staged: {error}")
+            return
+        if gone:
+            self._tell(ev.CopyGone(variant_id, Level.STAGED))
+
+    async def _looked(self, variant_ids: list[str]) -> None:
+        try:
+            there = await asyncio.to_thread(lambda: [self._cache.has(variant_id) for variant_id in variant_ids])
+        finally:
+            self._looking = False
+        for variant_id, has in zip(variant_ids, there, strict=True):
+            if not has:
+                self._tell(ev.CopyGone(variant_id, Level.STAGED))
+
+    async def _notify(self) -> None:
+        async with self._loaded:
+            self._loaded.notify_all()
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
