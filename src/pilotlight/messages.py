@@ -353,8 +353,9 @@ class Stopped(Message, frozen=True, kw_only=True):
 
 
 class Died(Message, frozen=True, kw_only=True):
-    """A replica ended by itself. `rows`: per lease, the spans that it held; they are no longer this worker's. About
-    `started` of them had been begun. `reason`: how it ended, with its last log line, if there is one."""
+    """A replica ended by itself, or hung. `rows`: per lease, the spans that it held; they are no longer this worker's.
+    About `started` of them had been begun. `reason`: how it ended, with its last log line, if there is one. `kind`:
+    what the error row is called if a single row is to blame."""
 
     device: str
     variant: str
@@ -362,6 +363,7 @@ class Died(Message, frozen=True, kw_only=True):
     rows: dict[str, list[Span]]
     started: int
     reason: str
+    kind: str = "killed_replica"
 
 
 class LoadFailed(Message, frozen=True, kw_only=True):

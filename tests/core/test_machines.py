@@ -389,7 +389,7 @@ def test_a_hung_replica_is_ended_and_only_its_row_becomes_an_error_row() -> None
     world.add_worker()
     job = world.submit(30, hangs=frozenset({7}))
     world.settle()
-    assert world.jobs[job].output[7] == "killed_replica"
+    assert world.jobs[job].output[7] == "timed_out"
     world.check_outputs()
     assert any("request_timeout_s" in note for note in world.notes)
 

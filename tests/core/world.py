@@ -410,8 +410,8 @@ class World:
                 worker.up.append(ev.ReplicaReported(name, fact))
             case do.SendStopped(device_id, variant_id, _):
                 worker.up.append(ev.ReplicaStopped(name, device_id, variant_id))
-            case do.SendDied(device_id, variant_id, _, rows, started, reason):
-                worker.up.append(ev.ReplicaDied(name, device_id, variant_id, rows, started, reason))
+            case do.SendDied(device_id, variant_id, _, rows, started, reason, kind):
+                worker.up.append(ev.ReplicaDied(name, device_id, variant_id, rows, started, reason, kind))
             case do.SendLoadFailed(device_id, variant_id, _, kind, reason):
                 worker.up.append(
                     ev.LoadFailed(name, device_id, variant_id, kind == "no_room", reason, kind == "crowded")

@@ -258,7 +258,8 @@ class Agent:
             delay_s = 0.0 if slot.deaths <= 1 else min(RESTART_S_MAX, 0.1 * 2.0**slot.deaths)
             slot.restart_at_s = self._now + delay_s
             reason = replica.killed_because or event.reason
-            died = SendDied(replica.device_id, variant_id, replica.replica_id, held, replica.started, reason)
+            kind = "timed_out" if replica.hung else "killed_replica"
+            died = SendDied(replica.device_id, variant_id, replica.replica_id, held, replica.started, reason, kind)
             self._out.append(died)
         self._settle()
         self._leave_if_drained()

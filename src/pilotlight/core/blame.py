@@ -63,7 +63,7 @@ class Blame:
         if held:
             retry.remember(belief, (event.worker_id, event.device_id), event.variant_id, held, proved=proved)
         for job, rows in held:
-            self._blame_rows(belief, job, rows, charge=total == 1 and (proved or belief.worked), reason=event.reason)
+            self._blame_rows(belief, job, rows, event, charge=total == 1 and (proved or belief.worked))
         if retry.is_hopeless(belief, event.variant_id):
             retry.refund(belief, self._state.jobs)
             reason = f"its replicas die whatever they run: {event.reason}"
@@ -73,7 +73,9 @@ class Blame:
             text = f"{worker.worker_id}/{event.device_id} rests for {rest_s:.0f} s: its replicas die whatever they run"
             self._note("warning", text, worker.worker_id)
 
-    def _blame_rows(self, belief: DeviceBelief, job: Job, rows: IndexSet, *, charge: bool, reason: str) -> None:
+    def _blame_rows(
+        self, belief: DeviceBelief, job: Job, rows: IndexSet, event: ev.ReplicaDied, *, charge: bool
+    ) -> None:
         if len(rows) > 1:
             job.suspects.extend(retry.halves(rows))
             return
@@ -88,8 +90,9 @@ class Blame:
             return
         job.suspects.pop(0)
         job.failing.add(index, index + 1)
-        text = f"the request ended its replica {job.attempts[index]} times, alone each time; the last time: {reason}"
-        self._out.append(WriteFailure(job.job_id, index, "killed_replica", text))
+        times = f"{job.attempts[index]} times, alone each time; the last time" if job.attempts[index] > 1 else "alone"
+        text = f"the request ended its replica {times}: {event.reason}"
+        self._out.append(WriteFailure(job.job_id, index, event.kind, text))
 
     def load_failed(self, event: ev.LoadFailed) -> None:
         """A device could not load a variant."""

@@ -212,7 +212,8 @@ class SendStopped:
 
 @dataclass(frozen=True, slots=True)
 class SendDied:
-    """Report a replica that ended by itself, with the rows that it held."""
+    """Report a replica that ended by itself, or hung, with the rows that it held. `kind`: what the error row is called
+    if a single row is to blame."""
 
     device_id: DeviceId
     variant_id: VariantId
@@ -220,6 +221,7 @@ class SendDied:
     rows: dict[LeaseId, list[Span]]
     started: int
     reason: str
+    kind: str = "killed_replica"
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,8 @@ class ReplicaStopped:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaDied:
-    """A replica ended by itself, with these rows in it (by lease), of which about `started` had been begun."""
+    """A replica ended by itself, with these rows in it (by lease), of which about `started` had been begun. `kind`:
+    what the error row is called if a single row is to blame."""
 
     worker_id: WorkerId
     device_id: DeviceId
@@ -118,6 +119,7 @@ class ReplicaDied:
     rows: dict[LeaseId, list[Span]]
     started: int
     reason: str
+    kind: str = "killed_replica"
 
 
 @dataclass(frozen=True, slots=True)

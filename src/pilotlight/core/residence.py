@@ -64,6 +64,7 @@ class Held:
     kill_at_s: float | None = None
     refusal: tuple[str, str] | None = None
     killed_because: str = ""
+    hung: bool = False
 
     @property
     def count(self) -> int:
@@ -305,7 +306,7 @@ class Residences:
                 replica.refusal = ("load_timed_out", f"it was not loaded after {LOAD_S_MAX:.0f} s")
                 self.kill(replica, "")
             elif self._now >= replica.hangs_at_s and not replica.killed_because:
-                silent_s = self._now - replica.progress_at_s
+                replica.hung, silent_s = True, self._now - replica.progress_at_s
                 self.kill(replica, f"it hung: no progress for {silent_s:.0f} s (request_timeout_s)")
             elif replica.kill_at_s is not None and self._now >= replica.kill_at_s:
                 self.kill(replica, "it hung while falling asleep or waking" if replica.changing else "")
