@@ -172,7 +172,7 @@ def main() -> None:
         device = DeviceSpec(id="it", kind="it", type=arguments.device, memory_bytes=8 << 30, threads=arguments.threads)
         torch.set_num_threads(arguments.threads)
         live = TransformersRuntime().load(tiny.context_of(folder), device)
-        unshared = TransformersRuntime().load(tiny.context_of(folder, prefix_reuse=False), device)
+        unshared = TransformersRuntime(share_prefixes=False).load(tiny.context_of(folder), device)
         plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=live._network.dtype)  # noqa: SLF001
         plain.eval().to(live._network.device)  # noqa: SLF001
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -107,29 +107,6 @@ def test_models_that_are_not_plain_score_the_same(folder: Path, model: Any) -> N
         assert one.result["logprobs"] == pytest.approx(two.result["logprobs"], abs=TOLERANCE)
 
 
-def test_prefix_reuse_changes_nothing(folder: Path, model: Any) -> None:
-    rows = [{"prompt": SHARED + claim} for claim in CLAIMS * 3]
-    without = TransformersRuntime().load(tiny.context_of(folder, prefix_reuse=False), tiny.CPU)
-    reused = run_rows(model, classify(), rows)
-    plain = run_rows(without, classify(), rows)
-    (job,) = model._jobs.values()
-    assert job.prefix.length >= 16, "the prefix was not shared, so this test tested nothing"
-    gaps = [
-        abs(one.result["logprobs"][label] - two.result["logprobs"][label])
-        for one, two in zip(reused, plain, strict=True)
-        for label in LABELS
-    ]
-    assert max(gaps) < TOLERANCE
-
-
-def test_a_wider_and_a_narrower_prefix_later(model: Any, folder: Path) -> None:
-    without = TransformersRuntime().load(tiny.context_of(folder, prefix_reuse=False), tiny.CPU)
-    for head in (SHARED, SHARED * 2, SHARED[:30], "other ", SHARED):
-        rows = [{"prompt": head + claim} for claim in CLAIMS]
-        for one, two in zip(run_rows(model, classify(), rows), run_rows(without, classify(), rows), strict=True):
-            assert one.result["logprobs"] == pytest.approx(two.result["logprobs"], abs=TOLERANCE)
-
-
 def test_labels_that_begin_alike_share_nodes() -> None:
     tree = LabelTree([[1, 2, 3], [1, 2, 4], [1], [5, 6]])
     assert tree.tokens == [1, 2, 5]

@@ -17,10 +17,17 @@ GROWTH_MAX = 2.0
 class TokenBudget:
     """Padded tokens per forward pass."""
 
-    def __init__(self, tokens: int, tokens_max: int) -> None:
+    def __init__(self, tokens: int, tokens_max: int, *, pass_s: float = 0.0) -> None:
+        """pass_s: seconds that the smallest pass takes."""
         self.tokens = tokens
         self._ceiling = tokens_max
+        self._pass_s = pass_s
         self._tokens_per_s: float | None = None
+
+    @property
+    def pass_tokens(self) -> float:
+        """What a pass costs whatever it holds, as tokens that could be read in that time."""
+        return self._pass_s * (self._tokens_per_s or self.tokens / PASS_S)
 
     def observe(self, tokens: int, seconds: float) -> None:
         """Learn from one pass; a pass much smaller than the budget says little and moves it little."""

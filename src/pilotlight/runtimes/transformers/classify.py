@@ -11,7 +11,7 @@ prompt as a row of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from pilotlight.runtimes.transformers.network import Network
-from pilotlight.runtimes.transformers.prefix import SharedPrefix
-from pilotlight.runtimes.transformers.slots import Slots
-
-PAD = 0
+from pilotlight.runtimes.transformers.reading import padded, read_prompts
+from pilotlight.runtimes.transformers.slots import KeysValues, Slots
 
 
 @dataclass(slots=True)
@@ -88,34 +86,24 @@ def tokenise_labels(tokenizer: Any, labels: Sequence[str], *, spaced: bool) -> l
 
 
 @torch.inference_mode()
-def score(network: Network, prompts: Sequence[list[int]], tree: LabelTree, prefix: SharedPrefix) -> list[list[float]]:
-    """Summed log-probabilities, one list per prompt with one figure per label."""
+def score(
+    network: Network, prompts: Sequence[list[int]], tree: LabelTree, kept: KeysValues, *, tokens_max: int
+) -> Generator[int, None, list[list[float]]]:
+    """Summed log-probabilities, one list per prompt with one figure per label. A reader; see `reading`."""
     if not network.plain:
-        return _score_one_by_one(network, prompts, tree)
-    start, kept = prefix.for_batch(prompts)
-    suffixes = [ids[start:] for ids in prompts]
-    ids, _ = padded(suffixes, network.device)
-    ends = torch.tensor([[len(item) - 1] for item in suffixes], device=network.device)
-    needs_cache = kept is not None or bool(tree.tokens)
-    slots = Slots(network.layers, prefix=kept, reserve=len(tree.tokens)) if needs_cache else None
-    positions = torch.arange(start, start + ids.shape[1], device=network.device).expand(ids.shape)
-    logits = network.logits(ids, ends, positions=positions, slots=slots)
-    gained = {-1: _gather(logits[:, 0], tree, -1)}
-    if tree.tokens and slots is not None:
-        slots.advance(ids.shape[1])
-        logits = _read_tree(network, tree, slots, ends + start + 1)
+        return (yield from _score_one_by_one(network, prompts, tree))
+    reserve = len(tree.tokens) or None
+    read = yield from read_prompts(network, prompts, kept, tokens_max=tokens_max, reserve=reserve)
+    gained = {-1: _gather(read.logits, tree, -1)}
+    if tree.tokens and read.slots is not None:
+        lengths = torch.tensor(read.lengths, device=network.device).unsqueeze(1)
+        logits = _read_tree(network, tree, read.slots, lengths)
         for node in range(len(tree.tokens)):
             gained[node] = _gather(logits[:, node], tree, node)
     scores = torch.zeros((len(prompts), len(tree.labels)), dtype=torch.float32, device=network.device)
     for node, gain in gained.items():
         scores[:, _labels_after(tree, node)] += gain
     return _listed(scores)
-
-
-def padded(batch: Sequence[list[int]], device: torch.device) -> tuple[Tensor, int]:
-    """Rows of ids, padded on the right, and the longest length."""
-    longest = max(len(ids) for ids in batch)
-    return torch.tensor([ids + [PAD] * (longest - len(ids)) for ids in batch], device=device), longest
 
 
 def _read_tree(network: Network, tree: LabelTree, slots: Slots, lengths: Tensor) -> Tensor:
@@ -148,14 +136,17 @@ def _listed(scores: Tensor) -> list[list[float]]:
     return cast("list[list[float]]", scores.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
-def _score_one_by_one(network: Network, prompts: Sequence[list[int]], tree: LabelTree) -> list[list[float]]:
+def _score_one_by_one(
+    network: Network, prompts: Sequence[list[int]], tree: LabelTree
+) -> Generator[int, None, list[list[float]]]:
     columns: list[Tensor] = []
     for label in tree.labels:
-        ids, _ = padded([[*prompt, *label[:-1]] for prompt in prompts], network.device)
+        ids, longest = padded([[*prompt, *label[:-1]] for prompt in prompts], network.device)
         offsets = torch.arange(len(label), device=network.device)
         ends = torch.tensor([[len(prompt) - 1] for prompt in prompts], device=network.device)
         logits = network.logits(ids, ends + offsets).float()
         targets = torch.tensor(label, device=network.device).expand(len(prompts), len(label)).unsqueeze(-1)
         gains = logits.gather(2, targets).squeeze(-1) - logits.logsumexp(dim=-1)
         columns.append(gains.sum(dim=-1))
+        yield len(prompts) * longest
     return _listed(torch.stack(columns, dim=-1))

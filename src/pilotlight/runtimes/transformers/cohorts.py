@@ -7,16 +7,15 @@ not join, so several such cohorts take turns. Both hand out the logits of each r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pilotlight.runtimes.transformers.classify import PAD, padded
 from pilotlight.runtimes.transformers.network import Network
-from pilotlight.runtimes.transformers.prefix import SharedPrefix
-from pilotlight.runtimes.transformers.slots import GROWTH_COLUMNS, Slots
+from pilotlight.runtimes.transformers.reading import PAD, read_prompts
+from pilotlight.runtimes.transformers.slots import GROWTH_COLUMNS, KeysValues, Slots
 
 
 class Cohort(Protocol):
@@ -44,9 +43,14 @@ class Cohort(Protocol):
         ...
 
 
-def begin(network: Network, batch: Sequence[list[int]], prefix: SharedPrefix) -> tuple[Cohort, Tensor]:
-    """Read the prompts; the cohort and the logits after each, (rows, vocabulary)."""
-    return SlotCohort.begin(network, batch, prefix) if network.plain else OwnCohort.begin(network, batch)
+def begin(
+    network: Network, batch: Sequence[list[int]], kept: KeysValues, *, tokens_max: int
+) -> Generator[int, None, tuple[Cohort, Tensor]]:
+    """Read prompts that begin with what is `kept`; the cohort and the logits after each, (rows, vocabulary). A reader;
+    see `reading`."""
+    if not network.plain:
+        return OwnCohort.begin(network, batch)
+    return (yield from SlotCohort.begin(network, batch, kept, tokens_max=tokens_max))
 
 
 class SlotCohort:
@@ -60,18 +64,13 @@ class SlotCohort:
         self._lengths = lengths
 
     @classmethod
-    @torch.inference_mode()
-    def begin(cls, network: Network, batch: Sequence[list[int]], prefix: SharedPrefix) -> tuple[SlotCohort, Tensor]:
-        """Read the prompts, those tokens excepted that the rows share."""
-        start, kept = prefix.for_batch(batch)
-        suffixes = [ids[start:] for ids in batch]
-        ids, longest = padded(suffixes, network.device)
-        slots = Slots(network.layers, prefix=kept, reserve=GROWTH_COLUMNS)
-        positions = torch.arange(start, start + longest, device=network.device).expand(ids.shape)
-        ends = torch.tensor([[len(item) - 1] for item in suffixes], device=network.device)
-        logits = network.logits(ids, ends, positions=positions, slots=slots)
-        slots.advance(longest)
-        return cls(network, slots, [len(ids) for ids in batch]), logits[:, 0]
+    def begin(
+        cls, network: Network, batch: Sequence[list[int]], kept: KeysValues, *, tokens_max: int
+    ) -> Generator[int, None, tuple[SlotCohort, Tensor]]:
+        """Read the prompts, those tokens excepted that are kept."""
+        read = yield from read_prompts(network, batch, kept, tokens_max=tokens_max, reserve=GROWTH_COLUMNS)
+        assert read.slots is not None
+        return cls(network, read.slots, read.lengths), read.logits
 
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int | None]) -> Tensor:

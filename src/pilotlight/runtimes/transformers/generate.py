@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pilotlight.runtimes.transformers.cohorts import Cohort, begin
+from pilotlight.runtimes.transformers.cohorts import Cohort
 from pilotlight.runtimes.transformers.network import Network
-from pilotlight.runtimes.transformers.prefix import SharedPrefix
+from pilotlight.runtimes.transformers.prefix import Prefix
 from pilotlight.runtimes.transformers.prompts import Prompt
 from pilotlight.runtimes.transformers.sampling import Chooser, choose
 from pilotlight.runtimes.transformers.text import StopWatch, decode
@@ -42,6 +42,7 @@ class Generating:
     prompt: Prompt
     chooser: Chooser
     watch: StopWatch | None
+    prefix: Prefix | None = None
     finish_reason: str | None = None
     text: str | None = None
 
@@ -78,6 +79,7 @@ class Decoder:
         self.rows_max = ROWS_START_CUDA if cuda else ROWS_START_CPU
         self._ceiling = ROWS_MAX_CUDA if cuda else ROWS_MAX_CPU
         self._running: list[_Running] = []
+        self._finished: list[Generating] = []
 
     def __len__(self) -> int:
         return sum(running.live() for running in self._running)
@@ -98,48 +100,57 @@ class Decoder:
         """Keys and values."""
         return sum(running.cohort.memory_bytes for running in self._running)
 
-    def admit(self, rows: Sequence[Generating], prefix: SharedPrefix) -> list[Generating]:
-        """Read prompts and choose each row's first token; rows that this finished. Out of memory raises, and then
-        nothing has changed."""
-        cohort, logits = begin(self._network, [row.ids for row in rows], prefix)
+    def admit(self, rows: Sequence[Generating], cohort: Cohort, logits: Tensor) -> list[Generating]:
+        """Take in rows whose prompts were read, and choose each one's first token; rows that this finished."""
         finished = self._choose(logits, list(rows))
-        joined = _Running(cohort, list(rows))
-        if not self._compact(joined, holes_max=0.0):
-            return finished
-        if self._running and self._compact(self._running[0], holes_max=0.0):
-            first = self._running[0]
-            if first.cohort.absorb(joined.cohort):
-                first.rows += joined.rows
-                return finished
-        self._running = [running for running in self._running if running.live()]
-        self._running.append(joined)
+        if len(finished) < len(rows):
+            self._running.append(_Running(cohort, list(rows)))
         return finished
 
-    def advance(self, stop_s: float) -> list[Generating]:
-        """Make tokens until rows are finished, or the time (`time.monotonic`) is `stop_s`."""
-        finished: list[Generating] = []
+    def advance(self, stop_s: float) -> None:
+        """Make tokens until rows are `finished`, or the time (`time.monotonic`) is `stop_s`. When it raises, caches
+        are in no known state, and `evict` must follow."""
         if self.memory_bytes > self._kv_bytes_max and len(self) > 1:
             raise MemoryError("keys and values have outgrown their share of memory")
-        while self._running and not finished:
+        self._merge()
+        while self._running and not self._finished:
             for running in self._running:
-                finished += self._token(running)
+                self._finished += self._token(running)
             self._running = [
                 running for running in self._running if self._compact(running, holes_max=running.cohort.holes_max)
             ]
             if time.monotonic() >= stop_s:
                 break
+
+    def finished(self) -> list[Generating]:
+        """Rows that `advance` finished since the last call."""
+        finished, self._finished = self._finished, []
         return finished
 
     def evict(self) -> list[Generating]:
-        """Give up all caches after running out of memory; the rows that must wait again. Fewer fit from now on."""
+        """Give up all caches after running out of memory; the rows that must wait again."""
         rows = [row for running in self._running for row in running.rows if row.finish_reason is None]
         self._running = []
-        self.hold_at(len(rows) // 2)
         return rows
 
     def hold_at(self, rows: int) -> None:
         """Never again more rows than this."""
         self._ceiling = self.rows_max = max(1, rows)
+
+    def _merge(self) -> None:
+        """Let rows that were admitted since join those that run."""
+        if len(self._running) == 1 and self._running[0].live() == len(self._running[0].rows):
+            return
+        merged: list[_Running] = []
+        for running in self._running:
+            if not self._compact(running, holes_max=0.0 if len(self._running) > 1 else running.cohort.holes_max):
+                continue
+            if merged and merged[0].cohort.absorb(running.cohort):
+                merged[0].rows += running.rows
+                running.rows = []
+            else:
+                merged.append(running)
+        self._running = merged
 
     def _token(self, running: _Running) -> list[Generating]:
         start_s = time.monotonic()

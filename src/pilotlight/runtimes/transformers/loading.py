@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pilotlight.core.errors import ConfigError, LoadError, MissingExtra
 from pilotlight.wire import Context, DeviceSpec
@@ -131,6 +131,19 @@ def choose_dtype(wish: object, config: Any, device: DeviceSpec) -> Any:
     if own is torch.bfloat16 and torch.cuda.get_device_capability(0)[0] < COMPUTE_CAPABILITY_BF16:
         return torch.float16
     return own
+
+
+def eos_ids(loaded: Loaded) -> frozenset[int]:
+    """Every id that ends a text: of the generation config and the config; of the tokenizer where neither says."""
+    found: set[int] = set()
+    ids: Any
+    generation_config = getattr(loaded.network, "generation_config", None)
+    for holder in (generation_config, loaded.config, loaded.config.get_text_config(decoder=True)):
+        ids = getattr(holder, "eos_token_id", None)
+        found.update(cast("list[int]", ids) if isinstance(ids, list | tuple) else [] if ids is None else [ids])
+    if not found and loaded.tokenizer.eos_token_id is not None:
+        found.add(loaded.tokenizer.eos_token_id)
+    return frozenset(found)
 
 
 def _folder(context: Context) -> str:

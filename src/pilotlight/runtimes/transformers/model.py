@@ -1,32 +1,34 @@
 """A live model: rows of any job in, outcomes out; the turns between scoring, prompts and decoding; out of memory.
 
-Each operation has its own rows waiting, labels and shared prefix. A step takes operations in turn and does about a
-quarter of a second of work. Nothing here knows how a pass is made (`classify`, `generate`) or a prompt (`prompts`).
+Each operation has its own rows waiting and labels; prompt prefixes belong to the model. A step takes operations in
+turn and does about a quarter of a second of work; a long prompt takes several. Nothing here knows how a pass is made
+(`reading`, `classify`, `generate`), a prompt (`prompts`), or an answer (`outcomes`).
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from pilotlight.ports import Outcome, Row
-from pilotlight.runtimes.transformers import openai
+from pilotlight.runtimes.transformers import outcomes
 from pilotlight.runtimes.transformers.budget import PASS_S, TOKENS_MIN, TokenBudget, is_out_of_memory
 from pilotlight.runtimes.transformers.classify import LabelTree, score, tokenise_labels
 from pilotlight.runtimes.transformers.cohorts import SlotCohort, begin
 from pilotlight.runtimes.transformers.generate import Decoder, Generating
-from pilotlight.runtimes.transformers.loading import Loaded
+from pilotlight.runtimes.transformers.loading import Loaded, eos_ids
 from pilotlight.runtimes.transformers.network import Network
-from pilotlight.runtimes.transformers.prefix import SharedPrefix
+from pilotlight.runtimes.transformers.prefix import Prefix, Prefixes
 from pilotlight.runtimes.transformers.probe import PROVEN, agrees
 from pilotlight.runtimes.transformers.prompts import Prompt, Prompter, RowError
+from pilotlight.runtimes.transformers.reading import result_of
 from pilotlight.runtimes.transformers.sampling import BadSampling, chooser
+from pilotlight.runtimes.transformers.sharing import Window, worth_keeping
 from pilotlight.runtimes.transformers.text import StopWatch
 from pilotlight.runtimes.transformers.waiting import Waiting
 from pilotlight.wire import Context, DeviceSpec, Operation
@@ -40,7 +42,11 @@ BATCHES_WANTED = 8
 """Held at once, one to two seconds of work: the more rows to choose from, the less padding (at 2.5: a fifth)."""
 KV_SHARE = 0.4
 """Part of the memory left after loading that keys and values may take; moving rows needs the same again."""
-KV_BYTES_UNKNOWN = 1 << 31
+PREFIX_SHARE = 0.1
+"""Part of it that prompt prefixes may take."""
+MEMORY_UNKNOWN = 5 << 30
+PASSES_SAVED = 2
+"""A prefix is worth keeping if it saves so many passes: its own, and one that is less full because of it."""
 WARM_TOKENS = 32
 
 
@@ -51,6 +57,7 @@ class _Scoring:
     ticket: int
     prompt: Prompt
     spaced: bool
+    prefix: Prefix | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -62,37 +69,55 @@ class _Job:
     """What the rows of one operation share."""
 
     operation: Operation
-    prefix: SharedPrefix
     waiting: Waiting[Any] = field(default_factory=Waiting[Any])
+    window: Window = field(default_factory=Window)
     trees: dict[bool, LabelTree] = field(default_factory=dict[bool, LabelTree])
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Prompts that are being read. tokens: padded, of the whole work; left: of them, not read yet. part: what a pass
+    may hold of a row that is alone."""
+
+    job: _Job
+    batch: list[Any]
+    prefix: Prefix | None
+    work: Generator[int, None, list[Outcome]]
+    cost: int
+    left: int
+    part: int
 
 
 class TransformersModel:
     """See `ports.Model`."""
 
-    def __init__(self, context: Context, device: DeviceSpec, loaded: Loaded) -> None:
+    def __init__(self, context: Context, device: DeviceSpec, loaded: Loaded, *, share_prefixes: bool = True) -> None:
         start_s = time.monotonic()
         self._context = context
         self._tokenizer = loaded.tokenizer
         self._network = Network(loaded.network, loaded.config, loaded.device, loaded.max_model_len)
         self._prompter = Prompter(loaded.tokenizer, loaded.max_model_len)
-        self._eos_ids = _eos_ids(loaded)
-        self._share_prefix = bool(context.options.get("prefix_reuse", True))
+        self._eos_ids = eos_ids(loaded)
         self._jobs: dict[str, _Job] = {}
         self._turns: deque[_Job] = deque()
+        self._reading: _Reading | None = None
         self._ready: list[Outcome] = []
         self._answered = self._added = 0
         self._row_tokens: float | None = None
         self._generated = False
         if self._network.plain and getattr(loaded.config, "model_type", "") not in PROVEN:
             self._network.plain = agrees(self._network)
-        token_bytes, tokens_per_s = self._warm(loaded.max_model_len)
+        token_bytes, tokens_per_s, pass_s = self._warm(loaded.max_model_len)
         cuda = loaded.device.type == "cuda"
         tokens_max = TOKENS_MAX_CUDA if cuda else TOKENS_MAX_CPU
         start = TOKENS_START_CUDA if cuda else int(tokens_per_s * PASS_S)
-        self._budget = TokenBudget(max(TOKENS_MIN, min(start, tokens_max)), tokens_max)
-        kv_bytes_max = _kv_bytes_max(device, self._network)
-        self._decoder = Decoder(self._network, loaded.tokenizer, token_bytes=token_bytes, kv_bytes_max=kv_bytes_max)
+        self._budget = TokenBudget(max(TOKENS_MIN, min(start, tokens_max)), tokens_max, pass_s=pass_s)
+        left_bytes = _bytes_left(device, self._network)
+        self._decoder = Decoder(
+            self._network, loaded.tokenizer, token_bytes=token_bytes, kv_bytes_max=int(left_bytes * KV_SHARE)
+        )
+        prefix_bytes_max = int(left_bytes * PREFIX_SHARE) if share_prefixes else 0
+        self._prefixes = Prefixes(self._network, token_bytes=token_bytes, bytes_max=prefix_bytes_max)
         self._paced: int | None = None
         """Rows that the last step answered."""
         self._stages = {**loaded.stages, "warm": time.monotonic() - start_s}
@@ -117,7 +142,7 @@ class TransformersModel:
     @property
     def attachment_bytes(self) -> int:
         """Keys and values of prompt prefixes."""
-        return sum(job.prefix.memory_bytes for job in self._jobs.values())
+        return self._prefixes.memory_bytes
 
     @property
     def can_sleep(self) -> bool:
@@ -127,8 +152,7 @@ class TransformersModel:
     def sleep(self) -> None:
         """See `ports.Model`."""
         assert self.pending == 0, "rows are held"
-        for job in self._jobs.values():
-            job.prefix.drop()
+        self._prefixes.let_go()
         self._network.to_host()
         _free()
 
@@ -137,8 +161,9 @@ class TransformersModel:
         self._network.to_device()
 
     def forget(self, operation: Operation) -> None:
-        """See `ports.Model`."""
+        """Its prefixes stay until their room is wanted: the next job may begin alike."""
         self._jobs.pop(operation.id, None)
+        self._prefixes.forget(operation.id)
 
     @property
     def stages(self) -> dict[str, float]:
@@ -152,8 +177,10 @@ class TransformersModel:
 
     @property
     def started(self) -> int:
-        """Rows that decode, and as many as the last step answered (all, before the first)."""
-        return min(self.pending, len(self._decoder) + (self.pending if self._paced is None else self._paced))
+        """Rows that are read or decode, and as many as the last step answered (all, before the first)."""
+        reading = len(self._reading.batch) if self._reading is not None else 0
+        paced = self.pending if self._paced is None else self._paced
+        return min(self.pending, len(self._decoder) + reading + paced)
 
     def add(self, operation: Operation, rows: Sequence[Row]) -> None:
         """Render and tokenise the rows; what can't be is answered by the next step."""
@@ -161,39 +188,45 @@ class TransformersModel:
         try:
             job = self._job(operation)
         except ValueError as error:
-            self._ready += [_error(row.ticket, "bad_operation", str(error)) for row in rows]
+            self._ready += [outcomes.failed(row.ticket, "bad_operation", str(error)) for row in rows]
             return
         reserve = max((tree.longest for tree in job.trees.values()), default=0)
         prompts = self._prompter.render(operation, [row.payload for row in rows], reserve=reserve)
         idle = len(job.waiting) == 0
+        fresh: list[Any] = []
         for row, prompt in zip(rows, prompts, strict=True):
             if isinstance(prompt, RowError):
-                self._ready.append(_error(row.ticket, prompt.kind, prompt.text))
+                self._ready.append(outcomes.failed(row.ticket, prompt.kind, prompt.text))
             elif operation.kind == "classify":
                 spaced = not prompt.chat and not (prompt.text or "x")[-1].isspace()
-                job.waiting.add([_Scoring(row.ticket, prompt, spaced)])
+                fresh.append(_Scoring(row.ticket, prompt, spaced))
             else:
-                self._add_generating(job, row, prompt)
+                self._generated = True
+                fresh += self._generating(job, row, prompt)
+        job.waiting.add(fresh)
+        if self._prefixes.enabled:
+            self._compare(job, fresh)
         if idle and len(job.waiting):
             self._turns.append(job)
 
     def step(self) -> list[Outcome]:
         """See `ports.Model`."""
         stop_s = time.monotonic() + STEP_S
-        outcomes, self._ready = self._ready, []
-        while self._turns or len(self._decoder):
-            outcomes += self._work(stop_s)
+        done, self._ready = self._ready, []
+        while self._turns or self._reading is not None or len(self._decoder):
+            done += self._work(stop_s)
             if time.monotonic() >= stop_s:
                 break
-        self._answered += len(outcomes)
-        self._paced = len(outcomes)
-        return outcomes
+        self._answered += len(done)
+        self._paced = len(done)
+        return done
 
     def close(self) -> None:
         """Drop the weights and caches."""
         self._jobs.clear()
         self._turns.clear()
-        del self._decoder, self._network
+        self._reading = None
+        del self._decoder, self._prefixes, self._network
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
@@ -203,7 +236,7 @@ class TransformersModel:
             return job
         if operation.kind not in ("classify", "generate"):
             raise ValueError(f"A language model does `generate` and `classify`, not `{operation.kind}`.")
-        job = _Job(operation, SharedPrefix(self._network, enabled=self._share_prefix))
+        job = _Job(operation)
         if operation.kind == "classify":
             if not operation.labels:
                 raise ValueError("There are no labels to choose from.")
@@ -215,190 +248,208 @@ class TransformersModel:
         self._jobs[operation.id] = job
         return job
 
-    def _add_generating(self, job: _Job, row: Row, prompt: Prompt) -> None:
+    def _generating(self, job: _Job, row: Row, prompt: Prompt) -> list[Generating]:
         try:
             choice = chooser(prompt.sampling, index=row.index, prompt_ids=prompt.ids, eos_ids=self._eos_ids)
         except BadSampling as bad:
-            self._ready.append(_error(row.ticket, "bad_row", str(bad)))
-            return
+            self._ready.append(outcomes.failed(row.ticket, "bad_row", str(bad)))
+            return []
         watch = None
         if choice.stop:
             watch = StopWatch(self._tokenizer, choice.stop, skip_special_tokens=choice.skip_special_tokens)
-        job.waiting.add([Generating(row.ticket, row.index, job.operation, prompt, choice, watch)])
+        return [Generating(row.ticket, row.index, job.operation, prompt, choice, watch)]
+
+    def _compare(self, job: _Job, fresh: list[Any]) -> None:
+        """Find what rows have in common, and tell each which known prefix it begins with."""
+        known = job.operation.id
+        if job.window.add([row.prompt.ids for row in fresh]):
+            rows = list(job.window.rows)
+            scale = max(1.0, len(job.waiting) / len(rows))
+            saved_min = PASSES_SAVED * self._budget.pass_tokens
+            found = worth_keeping(rows, scale=scale, saved_min=saved_min)
+            news = [self._prefixes.propose(ids, known) for ids in found]
+            if any(news):
+                fresh = list(job.waiting)
+        for row in fresh:
+            row.prefix = self._prefixes.find(row.prompt.ids, known)
 
     def _work(self, stop_s: float) -> list[Outcome]:
         """One pass over prompts, then tokens for what decodes."""
-        outcomes: list[Outcome] = []
+        done: list[Outcome] = []
         for _ in range(len(self._turns)):
+            if self._reading is not None:
+                break
             job = self._turns.popleft()
-            scores = job.operation.kind == "classify"
-            worked = True
-            if scores:
-                outcomes += self._score(job)
+            if job.operation.kind == "classify":
+                self._reading = self._begin_scoring(job)
             else:
-                worked, finished = self._admit(job)
-                outcomes += finished
+                self._reading = self._begin_generating(job)
             if len(job.waiting):
                 self._turns.append(job)
-            if worked:
-                break
+        if self._reading is not None:
+            done += self._read(self._reading)
         if len(self._decoder):
-            outcomes += self._advance(stop_s if not self._turns else min(stop_s, time.monotonic() + STEP_S / 2))
-        return outcomes
+            busy = bool(self._turns) or self._reading is not None
+            done += self._advance(min(stop_s, time.monotonic() + STEP_S / 2) if busy else stop_s)
+        return done
 
-    def _score(self, job: _Job) -> list[Outcome]:
+    def _begin_scoring(self, job: _Job) -> _Reading:
         oldest: _Scoring = job.waiting.oldest
         tree = job.trees[oldest.spaced]
-        batch: list[_Scoring] = self._take(job, len(tree.tokens), LOGITS_MAX, alike=_is_spaced)
-        start_s = time.monotonic()
-        scores: list[list[float]] | None = None
-        try:
-            scores = score(self._network, [row.ids for row in batch], tree, job.prefix)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        if scores is None:
-            return self._make_do(job, batch)
-        self._learn(job, batch, len(tree.tokens), time.monotonic() - start_s)
-        return [_classified(job.operation, tree, row, found) for row, found in zip(batch, scores, strict=True)]
+        nodes = len(tree.tokens)
 
-    def _admit(self, job: _Job) -> tuple[bool, list[Outcome]]:
-        """Whether prompts were read, and rows that were finished by their first token."""
-        self._generated = True
+        def alike(row: _Scoring) -> bool:
+            return row.spaced == oldest.spaced
+
+        return self._begin(job, nodes, alike=alike)
+
+    def _begin_generating(self, job: _Job) -> _Reading | None:
         room = self._decoder.room(job.waiting.oldest)
-        if room < 1:
-            return False, []
-        batch: list[Generating] = self._take(job, 0, LOGITS_MAX, rows_max=room)
-        start_s = time.monotonic()
-        finished: list[Generating] | None = None
-        try:
-            finished = self._decoder.admit(batch, job.prefix)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        if finished is None:
-            return True, self._make_do(job, batch)
-        self._learn(job, batch, 0, time.monotonic() - start_s)
-        return True, [self._generated_outcome(row) for row in finished]
+        return self._begin(job, 0, rows_max=room) if room > 0 else None
 
-    def _advance(self, stop_s: float) -> list[Outcome]:
-        finished: list[Generating] | None = None
+    def _begin(self, job: _Job, nodes: int, *, rows_max: int = 1 << 30, alike: Any = None) -> _Reading:
+        """Choose rows of one job for one pass: those that share a prefix go together, and those that are `alike`."""
+        prefix = self._cheapest(job)
+
+        def fits(_: Any, other: Any) -> bool:
+            shares = prefix is None or (other.prefix is not None and other.prefix.extends(prefix))
+            return shares and (alike is None or alike(other))
+
+        rows_max = min(rows_max, max(1, LOGITS_MAX // (self._network.vocabulary * max(1, nodes))))
+        shared = (prefix.length if prefix else 0) - nodes
+        batch = job.waiting.take(self._budget.tokens, rows_max, fits, shared=shared)
+        return self._prepared(job, batch, prefix, self._budget.tokens)
+
+    def _cheapest(self, job: _Job) -> Prefix | None:
+        """Of what the oldest row begins with: that with which a row costs least, when passes have their price too."""
+        oldest = job.waiting.oldest
+        prefix = self._prefixes.fitting(oldest.prefix)
+        best, least = None, float("inf")
+        while True:
+            own = len(oldest.ids) - (prefix.length if prefix else 0)
+            rows = len(job.waiting)
+            if prefix is not None:
+                rows = sum(1 for row in job.waiting if row.prefix is not None and row.prefix.extends(prefix))
+            cost = own + self._budget.pass_tokens / max(1, min(rows, self._budget.tokens // own))
+            if prefix is not None and not prefix.kept:
+                cost += (prefix.missing + self._budget.pass_tokens) / rows
+            if cost < least:
+                best, least = prefix, cost
+            if prefix is None:
+                return best
+            prefix = self._prefixes.fitting(prefix.parent)
+
+    def _prepared(self, job: _Job, batch: list[Any], prefix: Prefix | None, part: int) -> _Reading:
+        tree = job.trees[batch[0].spaced] if job.trees else None
+        cost = max(len(row.ids) for row in batch) - (prefix.length if prefix else 0) + (len(tree.tokens) if tree else 0)
+        left = len(batch) * cost + (prefix.missing if prefix else 0)
+        work = self._scored(job, batch, prefix, tree, part) if tree is not None else self._admitted(batch, prefix, part)
+        return _Reading(job, batch, prefix, work, cost, left, part)
+
+    def _scored(
+        self, job: _Job, batch: list[_Scoring], prefix: Prefix | None, tree: LabelTree, part: int
+    ) -> Generator[int, None, list[Outcome]]:
+        kept = (yield from self._prefixes.read(prefix, part)) if prefix else []
+        found = yield from score(self._network, [row.ids for row in batch], tree, kept, tokens_max=part)
+        return [
+            outcomes.classified(row.ticket, job.operation, tree, row.prompt, sums)
+            for row, sums in zip(batch, found, strict=True)
+        ]
+
+    def _admitted(
+        self, batch: list[Generating], prefix: Prefix | None, part: int
+    ) -> Generator[int, None, list[Outcome]]:
+        kept = (yield from self._prefixes.read(prefix, part)) if prefix else []
+        cohort, logits = yield from begin(self._network, [row.ids for row in batch], kept, tokens_max=part)
+        return [outcomes.generated(self._context, row) for row in self._decoder.admit(batch, cohort, logits)]
+
+    def _read(self, reading: _Reading) -> list[Outcome]:
+        """One pass of what is being read; at its end what that finished."""
+        start_s = time.monotonic()
         try:
-            finished = self._decoder.advance(stop_s)
+            tokens = next(reading.work)
+        except StopIteration as end:
+            self._reading = None
+            seconds = time.monotonic() - start_s
+            self._budget.observe(max(1, reading.left), seconds)
+            cost = reading.cost
+            self._row_tokens = cost if self._row_tokens is None else 0.75 * self._row_tokens + 0.25 * cost
+            return end.value
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        if finished is not None:
-            return [self._generated_outcome(row) for row in finished]
-        rows = self._decoder.evict()
-        _free()
-        if len(rows) == 1:
-            return [_out_of_memory(rows[0].ticket)]
-        for row in rows:
-            job = self._jobs[row.operation.id]
-            if len(job.waiting) == 0:
-                self._turns.append(job)
-            job.waiting.put_back([row])
+            self._reading = None
+        else:
+            self._budget.observe(tokens, time.monotonic() - start_s)
+            reading.left -= tokens
+            return []
+        self._make_do(reading)
         return []
 
-    def _take(self, job: _Job, nodes: int, logits_max: int, *, rows_max: int = 1 << 30, alike: Any = None) -> list[Any]:
-        """Rows of one job for one pass; those that share its prefix go together, and those that are `alike`."""
-        prefix = job.prefix
-        sharing = prefix.shares(job.waiting.oldest.ids)
+    def _advance(self, stop_s: float) -> list[Outcome]:
+        enough = True
+        try:
+            self._decoder.advance(stop_s)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            enough = False
+        if not enough:
+            rows = self._decoder.evict()
+            _free()
+            if not self._prefixes.drop():
+                if len(rows) <= 1:
+                    raise MemoryError(self._too_large(rows))
+                self._decoder.hold_at(len(rows) // 2)
+            for row in rows:
+                self._put_back(self._jobs[row.operation.id], [row])
+        return [outcomes.generated(self._context, row) for row in self._decoder.finished()]
 
-        def fits(oldest: Any, other: Any) -> bool:
-            return prefix.shares(other.ids) == sharing and (alike is None or alike(other) == alike(oldest))
+    def _put_back(self, job: _Job, rows: list[Any]) -> None:
+        if len(job.waiting) == 0:
+            self._turns.append(job)
+        job.waiting.put_back(rows)
 
-        rows_max = min(rows_max, max(1, logits_max // (self._network.vocabulary * max(1, nodes))))
-        shared = (prefix.length if sharing else 0) - nodes
-        return job.waiting.take(self._budget.tokens, rows_max, fits, shared=shared)
-
-    def _learn(self, job: _Job, batch: Sequence[Any], nodes: int, seconds: float) -> None:
-        longest = max(len(row.prompt.ids) for row in batch)
-        shared = job.prefix.length if job.prefix.shares(batch[0].ids) else 0
-        cost = longest - shared + nodes
-        self._budget.observe(len(batch) * cost, seconds)
-        self._row_tokens = cost if self._row_tokens is None else 0.75 * self._row_tokens + 0.25 * cost
-
-    def _make_do(self, job: _Job, batch: Sequence[Any]) -> list[Outcome]:
-        """After running out of memory: smaller passes, or less beside it, or this one row can't be done."""
+    def _make_do(self, reading: _Reading) -> None:
+        """After running out of memory: fewer attachments, smaller passes, less beside it. Raises `MemoryError` when
+        this row alone, in the smallest passes, is too large."""
         _free()
-        if len(batch) > 1:
-            self._budget.halve(len(batch) * max(len(row.ids) for row in batch))
-            job.waiting.put_back(batch)
-            return []
-        if len(self._decoder):
+        job, batch = reading.job, reading.batch
+        if self._prefixes.drop(but=reading.prefix):
+            self._put_back(job, batch)
+        elif len(batch) > 1:
+            self._budget.halve(len(batch) * reading.cost)
+            self._put_back(job, batch)
+        elif len(self._decoder):
             self._decoder.hold_at(len(self._decoder))
-            job.waiting.put_back(batch)
-            return []
-        if any(other.prefix.length for other in self._jobs.values()):
-            for other in self._jobs.values():
-                other.prefix.drop()
-            job.waiting.put_back(batch)
-            return []
-        return [_out_of_memory(batch[0].ticket)]
+            self._put_back(job, batch)
+        elif reading.part > TOKENS_MIN and self._network.plain:
+            self._prefixes.drop()
+            part = max(TOKENS_MIN, min(reading.part, len(batch[0].ids)) // 2)
+            self._reading = self._prepared(job, batch, None, part)
+        else:
+            raise MemoryError(self._too_large(batch))
 
-    def _generated_outcome(self, row: Generating) -> Outcome:
-        usage = row.usage()
-        result: dict[str, Any] = {"text": row.text, "finish_reason": row.finish_reason, "usage": usage}
-        if row.operation.result_format == "openai":
-            name = f"{self._context.id}-{row.index}"
-            model = row.prompt.model or self._context.name
-            result = openai.response(result, chat=row.prompt.chat, model=model, request_id=name)
-        counters = {
-            "prompt_tokens": float(usage["prompt_tokens"]),
-            "completion_tokens": float(usage["completion_tokens"]),
-            "truncated": float(row.prompt.truncated),
-            "length": float(row.finish_reason == "length"),
-        }
-        return Outcome(row.ticket, result, counters=counters)
+    def _too_large(self, rows: Sequence[Any]) -> str:
+        tokens = max((len(row.ids) for row in rows), default=0)
+        return f"Out of memory: a row of {tokens} tokens, alone, needs more than there is on this device."
 
-    def _warm(self, max_model_len: int) -> tuple[int, float]:
-        """One request of our own: bytes per token of keys and values, and prompt tokens per second."""
-        length = max(1, min(WARM_TOKENS, max_model_len - 1))
+    def _warm(self, max_model_len: int) -> tuple[int, float, float]:
+        """One request of our own: bytes per token of keys and values, prompt tokens per second, and seconds of the
+        smallest pass."""
+        length = max(1, min(WARM_TOKENS, max_model_len - 4))
         ids = [[place % self._network.vocabulary for place in range(length)]]
-        nothing = SharedPrefix(self._network, enabled=False)
-        begin(self._network, ids, nothing)
+        result_of(begin(self._network, ids, [], tokens_max=length))
         start_s = time.monotonic()
-        cohort, logits = begin(self._network, ids, nothing)
+        cohort, logits = result_of(begin(self._network, ids, [], tokens_max=length))
         int(logits.argmax())
-        seconds = time.monotonic() - start_s
+        read_s = time.monotonic() - start_s
         cohort.decode([0])
+        start_s = time.monotonic()
+        int(cohort.decode([0]).argmax())
+        pass_s = time.monotonic() - start_s
         token_bytes = cohort.token_bytes if isinstance(cohort, SlotCohort) else 0
-        return token_bytes, length / max(seconds, 1e-6)
-
-
-def _is_spaced(row: _Scoring) -> bool:
-    return row.spaced
-
-
-def _classified(operation: Operation, tree: LabelTree, row: _Scoring, sums: list[float]) -> Outcome:
-    scores = sums
-    if operation.label_scoring == "mean":
-        scores = [value / len(ids) for value, ids in zip(sums, tree.labels, strict=True)]
-    if not all(math.isfinite(value) for value in scores):
-        return _error(row.ticket, "not_finite", "The model's scores are not numbers; a wider dtype may help.")
-    top = max(scores)
-    weights = [math.exp(value - top) for value in scores]
-    total = sum(weights)
-    labels = operation.labels
-    prompt_tokens = len(row.prompt.ids)
-    result = {
-        "label": labels[scores.index(top)],
-        "probabilities": {label: weight / total for label, weight in zip(labels, weights, strict=True)},
-        "logprobs": dict(zip(labels, scores, strict=True)),
-        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 0, "total_tokens": prompt_tokens},
-    }
-    counters = {"prompt_tokens": float(prompt_tokens), "truncated": float(row.prompt.truncated)}
-    return Outcome(row.ticket, result, counters=counters)
-
-
-def _error(ticket: int, kind: str, text: str) -> Outcome:
-    return Outcome(ticket, error_kind=kind, error=text)
-
-
-def _out_of_memory(ticket: int) -> Outcome:
-    return _error(ticket, "out_of_memory", "This row alone needs more memory than the device has.")
+        return token_bytes, length / max(read_s, 1e-6), pass_s
 
 
 def _free() -> None:
@@ -407,21 +458,9 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _kv_bytes_max(device: DeviceSpec, network: Network) -> int:
+def _bytes_left(device: DeviceSpec, network: Network) -> int:
+    """Memory that is free beside the weights."""
     if network.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(network.device)[0] * KV_SHARE)
+        return torch.cuda.mem_get_info(network.device)[0]
     left = device.memory_bytes - network.weight_bytes
-    return int(left * KV_SHARE) if left > 0 else KV_BYTES_UNKNOWN
-
-
-def _eos_ids(loaded: Loaded) -> frozenset[int]:
-    """Every id that ends a text: of the generation config and the config; of the tokenizer where neither says."""
-    found: set[int] = set()
-    ids: Any
-    generation_config = getattr(loaded.network, "generation_config", None)
-    for holder in (generation_config, loaded.config, loaded.config.get_text_config(decoder=True)):
-        ids = getattr(holder, "eos_token_id", None)
-        found.update(cast("list[int]", ids) if isinstance(ids, list | tuple) else [] if ids is None else [ids])
-    if not found and loaded.tokenizer.eos_token_id is not None:
-        found.add(loaded.tokenizer.eos_token_id)
-    return frozenset(found)
+    return left if left > 0 else MEMORY_UNKNOWN

@@ -13,7 +13,8 @@ from torch import Tensor
 from pilotlight.runtimes.transformers.classify import LabelTree, score
 from pilotlight.runtimes.transformers.cohorts import OwnCohort, SlotCohort
 from pilotlight.runtimes.transformers.network import Network
-from pilotlight.runtimes.transformers.prefix import SharedPrefix
+from pilotlight.runtimes.transformers.reading import read_block, result_of
+from pilotlight.runtimes.transformers.slots import Slots
 
 PROVEN = frozenset({"llama", "qwen2", "qwen3", "mistral", "gpt2", "granite", "smollm3", "phi3", "olmo2", "gemma"})
 """Values of `model_type` that tests compare with transformers."""
@@ -33,16 +34,17 @@ def agrees(network: Network) -> bool:
     ]
     tokens = [5 + row for row in range(len(batch))]
     tree = LabelTree([[1, 2, 3], [1, 4]])
-    nothing = SharedPrefix(network, enabled=False)
     pairs: list[tuple[Tensor, Tensor]] = []
     try:
-        for prefix in (nothing, SharedPrefix(network)):
-            mine, first = SlotCohort.begin(network, batch, prefix)
+        slots = Slots(network.layers)
+        read_block(network, slots, batch[0][:SHARED_TOKENS])
+        for kept in ([], slots.shared(SHARED_TOKENS)):
+            mine, first = result_of(SlotCohort.begin(network, batch, kept, tokens_max=1 << 20))
             own, own_first = OwnCohort.begin(network, batch)
             pairs.append((first, own_first))
             pairs.append((mine.decode(tokens), own.decode(tokens)))
-            scores = torch.tensor(score(network, batch, tree, prefix))
-            pairs.append((scores, _plainly(network, batch, tree, nothing)))
+            scores = torch.tensor(result_of(score(network, batch, tree, kept, tokens_max=1 << 20)))
+            pairs.append((scores, _plainly(network, batch, tree)))
     except Exception:  # whatever it is that our way does not suit: the model's own way is there
         return False
     tolerance = TOLERANCE_FLOAT32 if network.dtype is torch.float32 else TOLERANCE_HALF
@@ -50,9 +52,9 @@ def agrees(network: Network) -> bool:
     return all(float((one.float() - two.float()).abs().max()) <= tolerance * scale for one, two in pairs)
 
 
-def _plainly(network: Network, batch: list[list[int]], tree: LabelTree, nothing: SharedPrefix) -> Tensor:
+def _plainly(network: Network, batch: list[list[int]], tree: LabelTree) -> Tensor:
     plain, network.plain = network.plain, False
     try:
-        return torch.tensor(score(network, batch, tree, nothing))
+        return torch.tensor(result_of(score(network, batch, tree, [], tokens_max=1 << 20)))
     finally:
         network.plain = plain

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 class TransformersRuntime:
     """Causal language models from safetensors, on one GPU or on CPUs.
 
-    Context options: `dtype`, `max_model_len`, `trust_remote_code`, and `prefix_reuse` (default true).
+    Context options: `dtype`, `max_model_len`, `trust_remote_code`. `share_prefixes` false is for comparisons only.
     """
 
     name = "transformers"
+
+    def __init__(self, *, share_prefixes: bool = True) -> None:
+        self._share_prefixes = share_prefixes
 
     def preload(self) -> None:
         """See `ports.Runtime`."""
@@ -33,7 +36,7 @@ class TransformersRuntime:
 
         loaded = loading.load(context, device)
         try:
-            return TransformersModel(context, device, loaded)
+            return TransformersModel(context, device, loaded, share_prefixes=self._share_prefixes)
         except PilotlightError:
             raise
         except Exception as error:
