@@ -8,17 +8,14 @@ folders of killed pools can be told from living ones and are swept. What is said
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
 import select
 import shutil
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,100 +159,7 @@ def _tail(log_path: Path) -> str:
     return "; the end of its log:\n  " + "\n  ".join(lines) if lines else f"; its log is {log_path}"
 
 
-# --- folders -------------------------------------------------------------------------------------------------
-
-
-def _base_folder() -> Path:
-    """Where pool folders go: a Unix socket's path must be short, and the folder private."""
-    choices = [tempfile.gettempdir(), "/tmp"]  # noqa: S108 - the pool's folder in it is made 0700 and is random
-    runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime_dir and _is_ours(Path(runtime_dir)):
-        choices.insert(0, runtime_dir)
-    name_bytes = len(f"/pilotlight-{os.getuid()}-00000000/") + _SOCKET_NAME_BYTES_MAX
-    for choice in choices:
-        fits = len(os.fsencode(choice)) + name_bytes <= _SOCKET_PATH_BYTES_MAX
-        if fits and os.access(choice, os.W_OK | os.X_OK):
-            return Path(choice)
-    tried = ", ".join(dict.fromkeys(choices))
-    raise ConfigError(f"no folder for the pool's sockets: {tried} must be writable and the path short (set TMPDIR)")
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        status = path.stat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-
-
-def _lock_folder(folder: Path) -> IO[bytes]:
-    """Say that a living client uses this folder; the lock ends with the process."""
-    lock = (folder / "owner").open("wb")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
-
-
-def sweep(base: Path) -> list[Path]:
-    """Remove this user's pool folders that neither a client nor a manager uses; returns them."""
-    removed: list[Path] = []
-    for folder in base.glob(f"pilotlight-{os.getuid()}-*"):
-        try:
-            young = time.time() - folder.stat().st_mtime < STALE_S_MIN
-        except OSError:
-            continue
-        if not young and _is_ours(folder) and not any(_is_locked(folder / name) for name in ("owner", "manager.lock")):
-            shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder)
-    return removed
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _log_folder() -> Path:
-    """A fresh folder for the logs of this pool's processes, named by time and process; old ones are removed."""
-    given = os.environ.get("PILOTLIGHT_LOG_DIR")
-    if given:
-        base = Path(given).expanduser().absolute()
-    else:
-        import platformdirs
-
-        base = platformdirs.user_log_path("pilotlight")
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        _prune_logs(base)
-        return Path(tempfile.mkdtemp(prefix=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-", dir=base))
-    except OSError as error:
-        message = f"no logs can be written in {base} ({error.strerror}); set PILOTLIGHT_LOG_DIR to a folder that can"
-        raise ConfigError(message) from error
-
-
-def _prune_logs(base: Path) -> None:
-    runs = sorted(path for path in base.iterdir() if path.is_dir() and path.name.count("-") >= 3)
-    for run in runs[: max(0, len(runs) - LOG_RUNS_MAX + 1)]:
-        if not _is_running(run.name.split("-")[2]):
-            shutil.rmtree(run, ignore_errors=True)
-
-
-def _is_running(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-# --- defaults ------------------------------------------------------------------------------------------------
+# --- defaults ----------------------------------------------------------------------------------------------------
 
 
 def default_workers() -> int:
