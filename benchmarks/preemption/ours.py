@@ -1,0 +1,173 @@
+"""The same claims through Pilotlight: a pool of its own, whose workers are killed on the same schedule.
+
+A kill takes the worker's whole tree of processes at once, as a machine that is gone would; the pool's keeper starts
+another one by itself. Nothing is told to the pool beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from benchmarks.preemption.claims import LABELS
+from benchmarks.preemption.kills import Kill
+from benchmarks.preemption.record import Others, Presence, Record
+from pilotlight import LLM, Pool
+from pilotlight.messages import Notice, Snapshot
+from pilotlight.views import JobView, WorkerView
+from pilotlight.wire import Operation
+
+WATCH_S = 0.1
+
+
+class Watch:
+    """Keeps the record from what the pool tells its watchers."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._began_s = time.monotonic()
+        self._lives: dict[str, Presence] = {}
+        self.last: Snapshot | None = None
+
+    def now_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+    def saw(self, message: Snapshot | Notice) -> None:
+        if not isinstance(message, Snapshot):
+            return
+        self.last = message
+        at_s = self.now_s()
+        for view in message.jobs:
+            self._rows(view, at_s)
+        for worker in message.workers:
+            self._worker(worker, at_s)
+        gone = self._lives.keys() - {worker.worker for worker in message.workers if worker.state != "lost"}
+        for name in gone:
+            life = self._lives.pop(name)
+            if life.until_s < 0:
+                life.until_s = at_s
+
+    def _rows(self, view: JobView, at_s: float) -> None:
+        done = self._record.done
+        if not done or view.rows_done > done[-1][1]:
+            done.append((at_s, view.rows_done))
+
+    def _worker(self, worker: WorkerView, at_s: float) -> None:
+        if worker.state == "lost":
+            return
+        if worker.worker not in self._lives:
+            try:
+                words = psutil.Process(worker.pid).cmdline()
+                age_s = age_of(worker.pid)
+            except (psutil.Error, OSError):
+                return
+            slot = int(words[words.index("--slot") + 1].split("/")[0])
+            before = [life.until_s for life in self._record.present if life.slot == slot]
+            life = self._lives[worker.worker] = Presence(slot, max(0.0, at_s - age_s, *before))
+            self._record.present.append(life)
+        life = self._lives[worker.worker]
+        if life.live_s < 0 and any(replica.state == "live" for replica in worker.replicas):
+            life.live_s = at_s
+
+    def killed(self, slot: int) -> None:
+        for life in self._record.present:
+            if life.slot == slot and life.until_s < 0:
+                life.until_s, life.killed = self.now_s(), True
+
+
+def age_of(pid: int) -> float:
+    """Seconds since a process started."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def worker_in(manager: int, slot: int) -> psutil.Process | None:
+    """The agent process in a slot of a pool's machine, if one is there now."""
+    for process in psutil.Process(manager).children():
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if "--slot" in words and words[words.index("--slot") + 1].startswith(f"{slot}/"):
+            return process
+    return None
+
+
+def kill_tree(root: psutil.Process) -> None:
+    """A worker's agent and all below it, at once: stopped first, so that none sees another's end."""
+    try:
+        processes = [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in processes:
+            try:
+                os.kill(process.pid, number)
+            except ProcessLookupError:
+                continue
+
+
+def kill_on_schedule(pool_pid: int, kills: Sequence[Kill], watch: Watch, record: Record, over: threading.Event) -> None:
+    for kill in kills:
+        if over.wait(max(0.0, kill.at_s - watch.now_s())):
+            return
+        worker = worker_in(pool_pid, kill.slot)
+        if worker is not None:
+            kill_tree(worker)
+            watch.killed(kill.slot)
+            record.kills += 1
+
+
+def run(
+    way: str, model: Path, prompts: Path, rows: int, out: Path, speeds: Sequence[float], kills: Sequence[Kill]
+) -> Record:
+    record = Record(way, rows)
+    watch = Watch(record)
+    over = threading.Event()
+    operation = Operation(kind="classify", labels=list(LABELS))
+    with Others() as others, pool_of(speeds) as pool:
+        pool.watch(watch.saw)
+        manager = pool._manager  # noqa: SLF001 - only the benchmark needs its process id
+        assert manager is not None
+        killer = threading.Thread(
+            target=kill_on_schedule, args=(manager.process.pid, kills, watch, record, over), daemon=True
+        )
+        killer.start()
+        ended = pool.run_files(LLM(model), operation, [prompts], out, overwrite=True).wait()
+        wall_s = watch.now_s()
+        over.set()
+        killer.join()
+    record.others = others.cores
+    record.done.append((wall_s, ended.view.rows_done))
+    record.end(wall_s)
+    record.loads, record.load_s = sum(ended.totals.loads.values()), ended.totals.load_s
+    record.measured_rows, record.lost_rows = ended.view.rows_done, ended.totals.rows_lost
+    record.lost_s = ended.totals.rows_lost * ended.totals.busy_s / max(1, ended.view.rows_done)
+    record.verdicts = read(out)
+    assert ended.view.rows_error == 0, ended.view.errors
+    return record
+
+
+def pool_of(speeds: Sequence[float]) -> Pool:
+    if all(speed == 1.0 for speed in speeds):
+        return Pool(len(speeds), watch_s=WATCH_S)
+    from pilotlight.wire import WorkerShape
+
+    return Pool(len(speeds), watch_s=WATCH_S, shapes=[WorkerShape(speed=speed) for speed in speeds])  # type: ignore[call-arg]
+
+
+def read(out: Path) -> dict[int, tuple[str, float]]:
+    """Index -> label, and by how much it leads."""
+    found: dict[int, tuple[str, float]] = {}
+    for line in out.read_text().splitlines():
+        row = json.loads(line)
+        scores = sorted(row["result"]["logprobs"].values(), reverse=True)
+        found[row["index"]] = (row["result"]["label"], scores[0] - scores[1])
+    return found
