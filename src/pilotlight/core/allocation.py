@@ -9,10 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pilotlight.core.decisions import GrantRows, ManagerDecision, ReadRows, RevokeRows, SendWants
-from pilotlight.core.model import Job, Lease, VariantId, Worker
+from pilotlight.core.model import Job, JobId, Lease, VariantId, Worker
 from pilotlight.core.policy import placement, sharing, sizing, tail
 from pilotlight.core.state import State
 from pilotlight.core.transitions import LEASE, JobState, LeaseState, Level, WorkerState, step
+
+WAY_S = 5.0
+"""Others are not asked to make way for one job more often than this."""
+ASKED_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +45,41 @@ class Allocation:
         self._options = options
         self._out: list[ManagerDecision] = []
         self._now = 0.0
+        self._clocks: dict[VariantId, float] = {}
+        """The fair share's clock of each variant."""
+        self._unread: set[JobId] = set()
+        """Jobs of which nothing was known when devices were last planned."""
+        self._asked_s: dict[str, float] = {}
+        """When rows were last asked back for a job, and when on a variant."""
+        self._victims: dict[VariantId, tail.Victims] = {}
 
     def begin(self, now: float) -> list[ManagerDecision]:
         """A step begins: the list that its decisions go to."""
         self._now = now
         self._out = []
+        self._victims.clear()
         return self._out
 
     def place(self, force: str = "") -> None:
         """Tell workers whose wants changed what to hold now; `force`: tell this one in any case."""
-        for worker in self._state.live_workers():
-            changed = worker.worker_id == force
-            for belief in worker.devices.values():
-                choice = placement.place(self._state, belief, self._now, self._options.keep_alive_s)
-                if choice.wants == belief.wants:
+        self._unread = {j.job_id for j in self._state.jobs.values() if not (j.read_upto or j.exhausted)}
+        for worker, plan in placement.plan(self._state, self._now, self._options.keep_alive_s):
+            changed = worker.worker_id == force or plan.parks != worker.park_wants
+            for device_id, device in plan.devices.items():
+                belief = worker.devices[device_id]
+                if device.wants == belief.wants:
                     continue
-                if choice.rotated or not belief.wants:
+                if device.moved or not belief.wants:
                     belief.wants_since_s = self._now
-                belief.wants = choice.wants
-                belief.was_live.intersection_update(choice.wants)
+                belief.wants = device.wants
+                belief.was_live.intersection_update(device.wants)
                 changed = True
             if changed:
+                worker.park_wants = plan.parks
                 worker.wants_version += 1
-                pairs = tuple((d, v, Level.LIVE) for d, belief in worker.devices.items() for v in belief.wants)
-                self._out.append(SendWants(worker.worker_id, worker.wants_version, pairs))
+                wants = [(d, v, Level.LIVE) for d, belief in worker.devices.items() for v in belief.wants]
+                wants += [("", variant_id, Level.PARKED) for variant_id in plan.parks]
+                self._out.append(SendWants(worker.worker_id, worker.wants_version, tuple(wants), plan.why))
                 self.take_back(worker)
 
     def take_back(self, worker: Worker) -> None:
@@ -73,10 +88,11 @@ class Allocation:
         for lease_id in worker.leases:
             lease = self._state.leases[lease_id]
             if self._state.jobs[lease.job_id].variant_id not in kept:
-                self.revoke(lease, None)
+                self.revoke(lease, None, "its context leaves the worker")
 
     def top_up_all(self, last: str = "") -> None:
         """Give work to all that have room, the emptiest first; `last`: this one after all others."""
+        self._make_way()
         workers = self._state.live_workers()
         for worker in sorted(workers, key=lambda w: (w.worker_id == last, sum(w.outstanding.values()))):
             self.top_up(worker)
@@ -100,22 +116,73 @@ class Allocation:
         self._isolate(worker, jobs)
         hungry = [job for job in jobs if job.pending]
         if hungry:
-            for job, rows in sharing.divide(hungry, target - outstanding):
-                self._grant(worker, state.open_lease(job, worker, job.pending.take(rows), self._now))
-                self.read(job, weigh=False)
+            rows = min(target - outstanding, self._limit(worker, variant_id, jobs))
+            if rows > 0:
+                self._share_out(worker, variant_id, hungry, rows)
             return
-        if worker.outstanding.get(variant_id, 0):
+        outstanding = worker.outstanding.get(variant_id, 0)
+        if outstanding <= capacity // 2 and self._steal(worker, variant_id):
             return
-        found = tail.steal_from(state, worker, variant_id)
-        if found is not None:
-            self.revoke(*found)
+        if outstanding:
             return
         hedge = tail.hedge_from(state, worker, variant_id, capacity, self._now, self._options.hedge_after_s)
         if hedge is not None:
             lease, spans = hedge
             job = state.jobs[lease.job_id]
             job.hedged.update(spans)
-            self._grant(worker, state.open_lease(job, worker, spans, self._now, hedge=True))
+            self._grant(worker, state.open_lease(job, worker, spans, self._now, hedge=True), "another worker is late")
+
+    def _share_out(self, worker: Worker, variant_id: VariantId, hungry: list[Job], rows: int) -> None:
+        """Grant rows to a worker, divided among jobs that have some."""
+        if not worker.outstanding.get(variant_id):  # it was idle: its rate is measured from now
+            worker.rate_since_s[variant_id], worker.rate_rows[variant_id] = self._now, 0
+        clock = self._clocks.get(variant_id, 0.0)
+        self._clocks[variant_id] = max(clock, min(job.virtual_time for job in hungry))
+        for job, count in sharing.divide(hungry, rows, clock):
+            lease = self._state.open_lease(job, worker, job.pending.take(count), self._now)
+            self._grant(worker, lease, "it has room")
+            self.read(job, weigh=False)
+
+    def _limit(self, worker: Worker, variant_id: VariantId, jobs: list[Job]) -> int:
+        """The most that a worker may have of the last rows, as long as results come; all, where more will come."""
+        pending = sum(len(job.pending) for job in jobs)
+        rate = worker.rate.get(variant_id)
+        silent_s = self._now - self._state.used_at_s.get(variant_id, 0.0)
+        if not rate or silent_s > self._options.hedge_after_s or not all(job.exhausted for job in jobs):
+            return pending
+        if pending > max(job.appetite for job in jobs):
+            return pending
+        others = [
+            (other.outstanding.get(variant_id, 0), other.rate.get(variant_id, rate))
+            for other in self._state.live_workers()
+            if other is not worker and other.capacity(variant_id, self._now)
+        ]
+        own = worker.outstanding.get(variant_id, 0), rate
+        return sizing.last_rows(pending, own, [own, *others])
+
+    def _steal(self, worker: Worker, variant_id: VariantId) -> bool:
+        """Ask another worker for rows that it has not started. False where there are none."""
+        if variant_id not in self._victims:
+            self._victims[variant_id] = tail.victims(self._state, variant_id)
+        found = tail.steal_from(worker, variant_id, self._victims[variant_id])
+        for lease, rows in found:
+            self.revoke(lease, rows, "another worker would finish them sooner")
+        return bool(found)
+
+    def _make_way(self) -> None:
+        """Ask rows back for jobs that hold none, where they would wait for long behind others."""
+        for job in self._state.jobs.values():
+            if job.leases or not job.pending or job.state is not JobState.RUNNING:
+                continue
+            if self._now < self._asked_s.get(job.variant_id, 0.0) + sharing.PATIENCE_S:
+                continue
+            if self._now < self._asked_s.get(job.job_id, -WAY_S) + WAY_S:
+                continue
+            for lease in sharing.make_way(self._state, job, self._now):
+                self.revoke(lease, None, "another job's turn comes first")
+                self._asked_s[job.variant_id] = self._asked_s[job.job_id] = self._now
+        if len(self._asked_s) > ASKED_MAX:
+            self._asked_s = {key: at for key, at in self._asked_s.items() if self._now < at + WAY_S}
 
     def _isolate(self, worker: Worker, jobs: list[Job]) -> None:
         """Lease a group of suspects, of a job that has nothing else to hand out, to run with nothing beside them.
@@ -132,28 +199,31 @@ class Allocation:
                 if len(rows) == 1 and died_on and died_on[-1][0] == worker.worker_id and self._other_can(worker, job):
                     continue
                 del job.suspects[at]
-                self._grant(worker, self._state.open_lease(job, worker, rows.spans(), self._now, isolated=True))
+                lease = self._state.open_lease(job, worker, rows.spans(), self._now, isolated=True)
+                self._grant(worker, lease, "its replica died with these rows: they run with nothing beside them")
                 return
 
     def _other_can(self, worker: Worker, job: Job) -> bool:
         others = (w for w in self._state.live_workers() if w is not worker)
         return any(w.capacity(job.variant_id, self._now) for w in others)
 
-    def _grant(self, worker: Worker, lease: Lease) -> None:
-        grant = GrantRows(worker.worker_id, lease.lease_id, lease.job_id, tuple(lease.open.spans()), lease.isolated)
-        self._out.append(grant)
+    def _grant(self, worker: Worker, lease: Lease, why: str) -> None:
+        spans = tuple(lease.open.spans())
+        self._out.append(GrantRows(worker.worker_id, lease.lease_id, lease.job_id, spans, lease.isolated, why))
 
-    def revoke(self, lease: Lease, rows: int | None) -> None:
+    def revoke(self, lease: Lease, rows: int | None, why: str = "its job drains") -> None:
         """Ask for unstarted rows of a lease back, unless that was asked already."""
         if lease.state is LeaseState.OPEN:
             lease.state = step(LEASE, lease.state, LeaseState.REVOKING)
-            self._out.append(RevokeRows(lease.worker_id, lease.lease_id, rows))
+            self._out.append(RevokeRows(lease.worker_id, lease.lease_id, rows, why))
 
     def read(self, job: Job, *, weigh: bool = True) -> None:
         """Read on where the rows at hand would not fill all leases anew.
 
         Weighing that looks at every worker, so a grant goes by what was weighed last, a tick ago at most.
         """
+        if job.job_id in self._unread and (job.read_upto or job.exhausted):
+            self.place()
         if job.exhausted or job.reading or job.state is not JobState.RUNNING:
             return
         if weigh:

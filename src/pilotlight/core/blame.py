@@ -132,7 +132,8 @@ class Blame:
         joined = [worker.joined_at_s for worker in self._state.workers.values()]
         if len(joined) < self._workers_expected and self._now - max(joined) < PATIENCE_S:
             return ""
-        return f"{self._state.name_of(variant_id)} can't be held by any worker: {self._refusals(variant_id)}"
+        why = placement.explain_no_fit(self._state, variant_id) or self._refusals(variant_id)
+        return f"{self._state.name_of(variant_id)} can't be held by any worker: {why}"
 
     def _held_elsewhere(self, variant_id: VariantId) -> bool:
         """Whether the variant had results on a kind of device that is away now, and may come back."""
