@@ -1,0 +1,62 @@
+"""How replicas and copies come and go, in words; used by the stories of workers and of contexts."""
+
+from __future__ import annotations
+
+from pilotlight.core import events as ev
+from pilotlight.core.story.scene import Moment, Scene, Want
+from pilotlight.core.story.words import because_text, bytes_text, duration_text, listed
+from pilotlight.core.transitions import Level, ReplicaState
+
+ORIGINS = {
+    "cold": "from its files",
+    "staged": "from the copy on the machine's disk",
+    "parked": "from the copy in the worker's memory",
+    "asleep": "by waking up",
+}
+
+
+def want_text(want: Want) -> str:
+    """Where a variant is wanted."""
+    device_id, _, level = want
+    if level is Level.LIVE:
+        return f"live on {device_id}"
+    return "parked in memory" if level is Level.PARKED else "staged on disk"
+
+
+def fact_text(scene: Scene, event: ev.ReplicaReported, moment: Moment) -> str:
+    """A replica's change; empty for a report that only counts."""
+    fact = event.fact
+    name = scene.name_of(fact.variant_id)
+    if not moment.changed:
+        return ""
+    if fact.state is ReplicaState.STARTING:
+        return f"starts a replica of {name} on {fact.device_id}{because_text(moment.why)}"
+    if fact.state is ReplicaState.ASLEEP:
+        return f"the replica of {name} on {fact.device_id} fell asleep, holding {bytes_text(fact.memory_bytes)}"
+    took = f" after {duration_text(fact.load_s)}" if fact.load_s else ""
+    origin = ORIGINS.get(fact.origin, f"from {fact.origin}")
+    memory = f", holding {bytes_text(fact.memory_bytes)}" if fact.memory_bytes else ""
+    return f"{name} is live on {fact.device_id}{took}, {origin}{stages_text(fact.stages)}{memory}"
+
+
+def stages_text(stages: dict[str, float]) -> str:
+    """What a load was spent on, the longest first."""
+    longest = sorted(stages.items(), key=lambda item: -item[1])
+    told = [f"{stage.replace('_', ' ')} {duration_text(took_s)}" for stage, took_s in longest if took_s >= 0.001]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def change_text(scene: Scene, event: ev.CopyReported) -> str:
+    """A copy that was made, or is gone."""
+    fact = event.fact
+    where = "in memory" if fact.level is Level.PARKED else "on disk"
+    name = scene.name_of(fact.variant_id)
+    if not fact.bytes:
+        return f"the copy of {name} {where} is gone"
+    took = f" after {duration_text(fact.took_s)}" if fact.took_s else ""
+    return f"a copy of {name} ({bytes_text(fact.bytes)}) is {where}{took}"
+
+
+def wants_text(scene: Scene, wants: list[Want]) -> str:
+    """`tiny live on cpu and small parked in memory`."""
+    return listed([f"{scene.name_of(want[1])} {want_text(want)}" for want in wants])
