@@ -28,6 +28,7 @@ app = App(
 )
 app.command("pilotlight.cli.run:run", name="run", help="Run a file of prompts through a model.")
 app.command("pilotlight.cli.run_batch:run_batch", name="run-batch", help="Run an OpenAI batch file, as vLLM does.")
+app.command("pilotlight.cli.explain:explain", name="explain", help="Tell what happened in a run, and why.")
 app.command("pilotlight.factcheck.demo:demo", name="demo", help="See it work: verify claims, lose a worker.")
 factcheck = App(name="factcheck", help="Verify claims against their evidence.", help_format="plaintext")
 factcheck.command("pilotlight.factcheck.command:verify", name="verify", help="Verify a file of claims.")
