@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from pilotlight.wire import DeviceSpec, WorkerShape
 from pilotlight.worker import devices
 from pilotlight.worker.devices import Gpu
 
@@ -198,3 +199,22 @@ def test_the_least_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert devices.cpu_count(root) == 1
     (root / "proc/self/cgroup").unlink()
     assert devices.cpu_count(root) == 8
+
+
+def test_a_shape_makes_a_worker_slower_and_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "all_gpus", list)
+    monkeypatch.setattr(devices, "memory_free_bytes", lambda: 1000)
+    shape = WorkerShape(speed=0.5, memory_bytes=100)
+    (plain,), (shaped,) = devices.find(0, 2), devices.find(0, 2, shape=shape)
+    assert (plain.speed, plain.memory_bytes) == (1.0, 400)
+    assert (shaped.speed, shaped.memory_bytes) == (0.5, 100)
+    assert devices.find(0, 2, shape=WorkerShape(memory_bytes=1 << 60)) == [plain], "nobody has more than there is"
+    assert devices.host_memory_bytes(2, [plain]) == 400, "a CPU's memory is the host's"
+    assert devices.host_memory_bytes(2, [shaped], shape) == 100
+
+
+def test_workers_with_gpus_share_host_memory_for_parked_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "memory_free_bytes", lambda: 1000)
+    gpu = DeviceSpec(id="GPU-1", kind="H100", type="cuda", memory_bytes=50)
+    assert devices.host_memory_bytes(2, [gpu]) == 250
+    assert devices.host_memory_bytes(2, [gpu], WorkerShape(memory_bytes=100)) == 100

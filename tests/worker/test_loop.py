@@ -11,6 +11,7 @@ import base64
 import ctypes
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,10 +32,14 @@ from pilotlight.messages import (
     ForgetJob,
     Grant,
     Join,
+    Kept,
+    Level,
     ManagerMessage,
     Reported,
+    Resident,
     Rows,
     Stopped,
+    Unstage,
     Want,
     Wants,
     Welcome,
@@ -97,12 +102,17 @@ class Manager:
         self.say(Welcome(epoch=epoch))
 
     def want(self, *names: str) -> None:
+        self.wish(*(("cpu", Context(runtime="python", name=name, identity=name), "live") for name in names))
+
+    def wish(self, *wishes: tuple[str, Context, Level]) -> None:
         self._versions += 1
-        wants = [
-            Want(device="cpu", variant=name, context=Context(runtime="python", name=name, identity=name))
-            for name in names
-        ]
+        wants = [Want(device=d, variant=context.name, context=context, level=level) for d, context, level in wishes]
         self.say(Wants(epoch=1, version=self._versions, wants=wants))
+
+    async def hear_resident(self, state: str) -> Resident:
+        while (resident := (await self.hear(Reported)).resident).state != state:
+            pass
+        return resident
 
     def grant(self, job: str, *payloads: Any) -> None:
         self._leases += 1
@@ -129,7 +139,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 # --- scenarios -----------------------------------------------------------------------------------------------
 
 
-async def a_job_that_comes_back_brings_another_operation(manager: Manager, agent: AgentLoop) -> None:
+async def a_job_that_comes_back_brings_another_operation(manager: Manager, agent: AgentLoop, folder: Path) -> None:
     manager.want("v")
     for answer in ("first", "second"):
         manager.say(DefineJob(job="job-1", variant="v", operation=operation(lambda _, answer=answer: answer)))
@@ -139,7 +149,7 @@ async def a_job_that_comes_back_brings_another_operation(manager: Manager, agent
         assert [process.operations for process in agent._servers.processes.values()] == [set()]
 
 
-async def the_next_manager_s_job_of_the_same_name_is_another(manager: Manager, agent: AgentLoop) -> None:
+async def the_next_manager_s_job_of_the_same_name_is_another(manager: Manager, agent: AgentLoop, folder: Path) -> None:
     manager.want("v")
     manager.say(DefineJob(job="job-1", variant="v", operation=operation(lambda _: "first")))
     manager.grant("job-1", 0)
@@ -153,7 +163,7 @@ async def the_next_manager_s_job_of_the_same_name_is_another(manager: Manager, a
     assert results == ["second"]
 
 
-async def contexts_that_nothing_needs_are_dropped(manager: Manager, agent: AgentLoop) -> None:
+async def contexts_that_nothing_needs_are_dropped(manager: Manager, agent: AgentLoop, folder: Path) -> None:
     manager.want("v", "w")
     while (await manager.hear(Reported)).resident.state != "live":
         pass
@@ -163,7 +173,7 @@ async def contexts_that_nothing_needs_are_dropped(manager: Manager, agent: Agent
     assert set(agent._contexts) == {"w"}
 
 
-async def what_a_function_leaves_behind_is_reaped(manager: Manager, agent: AgentLoop) -> None:
+async def what_a_function_leaves_behind_is_reaped(manager: Manager, agent: AgentLoop, folder: Path) -> None:
     def leave_one(_: int) -> int:
         said = subprocess.run(["sh", "-c", "sleep 0.3 >&- 2>&- & echo $!"], stdout=subprocess.PIPE, check=True)
         return int(said.stdout)
@@ -175,7 +185,7 @@ async def what_a_function_leaves_behind_is_reaped(manager: Manager, agent: Agent
         await until(lambda pid=pid: not psutil.pid_exists(pid), "a zombie to be reaped")
 
 
-async def the_end_of_an_orphaned_replica_is_known(manager: Manager, agent: AgentLoop) -> None:
+async def the_end_of_an_orphaned_replica_is_known(manager: Manager, agent: AgentLoop, folder: Path) -> None:
     manager.want("v")
     manager.say(
         DefineJob(job="job-1", variant="v", operation=operation(lambda seconds: __import__("time").sleep(seconds)))
@@ -193,7 +203,7 @@ async def the_end_of_an_orphaned_replica_is_known(manager: Manager, agent: Agent
     assert replica.server.process.returncode == -signal.SIGKILL, "the server's own status was stolen"
 
 
-async def a_replica_without_its_socket_is_ended_for_that(manager: Manager, agent: AgentLoop) -> None:
+async def a_replica_without_its_socket_is_ended_for_that(manager: Manager, agent: AgentLoop, folder: Path) -> None:
     def lose_everything(_: int) -> None:
         import time
 
@@ -206,7 +216,138 @@ async def a_replica_without_its_socket_is_ended_for_that(manager: Manager, agent
     assert (await manager.hear(Died)).reason.startswith("it closed its connection and did not exit")
 
 
-SCENARIOS: dict[str, Callable[[Manager, AgentLoop], Awaitable[None]]] = {
+def context(log_dir: Path, **options: Any) -> Context:
+    """A context with files; the runtime that holds it looks at none of them."""
+    folder = log_dir / "model"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_bytes(b"{}")
+    (folder / "model.safetensors").write_bytes(b"w" * 1000)
+    return Context(runtime="echo", name="v", identity="v", model_path=str(folder), options=options, memory_bytes=1000)
+
+
+def loaded_from(agent: AgentLoop) -> Path:
+    (process,) = agent._servers.processes.values()
+    assert process.context.model_path is not None
+    return Path(process.context.model_path)
+
+
+async def files_are_staged_and_parked_before_a_load(manager: Manager, agent: AgentLoop, folder: Path) -> None:
+    wanted = context(folder)
+    manager.wish(("cpu", wanted, "live"))
+    staged, parked = (await manager.hear(Kept)).copy, (await manager.hear(Kept)).copy
+    assert (staged.level, staged.bytes) == ("staged", 1002)
+    assert (parked.level, parked.bytes) == ("parked", 1000)
+    live = await manager.hear_resident("live")
+    assert live.origin == "parked"
+    assert live.stages.keys() >= {"stage", "park", "import", "start", "read"}
+    assert sum(live.stages.values()) <= live.load_s
+    assert loaded_from(agent).joinpath("model.safetensors").read_bytes() == b"w" * 1000
+    assert os.readlink(loaded_from(agent) / "model.safetensors").startswith(f"/proc/{os.getpid()}/fd/")
+    manager.leave()
+    joined = await manager.hear(Join)
+    manager.say(Welcome(epoch=1))
+    assert joined.memory_bytes == CPU.memory_bytes
+    assert [(copy.level, copy.bytes, copy.context) for copy in joined.copies] == [
+        ("staged", 1002, wanted),
+        ("parked", 1000, wanted),
+    ]
+    assert [resident.context for resident in joined.residents] == [wanted]
+
+
+async def a_replica_that_died_comes_back_without_a_wait(manager: Manager, agent: AgentLoop, folder: Path) -> None:
+    manager.wish(("cpu", context(folder), "live"))
+    manager.say(DefineJob(job="job-1", variant="v", operation=Operation(kind="echo")))
+    await manager.hear_resident("live")
+    manager.say(Grant(epoch=1, lease="l", job="job-1", chunks=[Chunk(0, 1, 1, "", b'{"die": true}')]))
+    assert "SIGKILL; the machine may have run out of memory" in (await manager.hear(Died)).reason
+    again = await manager.hear_resident("live")
+    assert again.origin == "parked"
+    assert again.stages.keys() & {"stage", "park", "import"} == set()
+    assert (folder / "w.1.log").exists(), "it died"
+
+
+async def parked_memory_is_let_go_and_files_unstaged(manager: Manager, agent: AgentLoop, folder: Path) -> None:
+    manager.wish(("cpu", context(folder), "live"))
+    await manager.hear_resident("live")
+    manager.say(Unstage(variant="v"))
+    gone = (await manager.hear(Kept)).copy
+    assert (gone.level, gone.bytes) == ("staged", 0), "it was parked, so nobody used what was staged"
+    manager.wish()
+    gone = (await manager.hear(Kept)).copy
+    assert (gone.level, gone.bytes) == ("parked", 0)
+    await until(lambda: not agent._servers.processes, "the replica's end")
+    assert agent._contexts == {}
+    assert not (folder / "w.1.log").exists(), "it ended as wished"
+    assert list((folder / "cache" / "files").glob("*/*")) == []
+
+
+async def files_in_use_stay_staged(manager: Manager, agent: AgentLoop, folder: Path) -> None:
+    wanted = context(folder)
+    wanted = msgspec.structs.replace(wanted, memory_bytes=2 * CPU.memory_bytes // 3)
+    manager.wish(("", wanted, "staged"))
+    await manager.hear(Kept)
+    agent._agent.residences._memory_bytes = 0  # so that nothing is parked
+    manager.wish(("cpu", wanted, "live"))
+    assert (await manager.hear_resident("live")).origin == "staged"
+    assert loaded_from(agent).is_relative_to(folder / "cache")
+    manager.say(Unstage(variant="v"))
+    manager.wish()
+    await manager.hear(Stopped)
+    assert (folder / "cache" / "variants" / "v").exists()
+    manager.say(Unstage(variant="v"))
+    assert (await manager.hear(Kept)).copy.bytes == 0
+
+
+async def a_staged_copy_that_went_is_noticed(manager: Manager, agent: AgentLoop, folder: Path) -> None:
+    wanted = context(folder)
+    manager.wish(("", wanted, "staged"))
+    await manager.hear(Kept)
+    agent._agent.residences._memory_bytes = 0
+    shutil.rmtree(folder / "cache")
+    manager.wish(("cpu", wanted, "live"))
+    assert (await manager.hear(Kept)).copy.bytes == 0
+    live = await manager.hear_resident("live")
+    assert live.origin == "cold"
+    assert str(loaded_from(agent)) == wanted.model_path
+
+
+async def files_that_can_t_be_copied_are_loaded_from_where_they_are(
+    manager: Manager, agent: AgentLoop, folder: Path
+) -> None:
+    wanted = context(folder)
+    (folder / "cache").write_text("in the way")
+    (folder / "parked").write_text("in the way")
+    manager.wish(("cpu", wanted, "live"))
+    live = await manager.hear_resident("live")
+    assert live.origin == "cold"
+    assert str(loaded_from(agent)) == wanted.model_path
+
+
+async def a_replica_sleeps_and_wakes(manager: Manager, agent: AgentLoop, folder: Path) -> None:
+    wanted = context(folder, can_sleep=True, memory_bytes=1 << 20)
+    manager.wish(("cpu", wanted, "live"))
+    live = await manager.hear_resident("live")
+    manager.wish(("", wanted, "parked"))
+    asleep = await manager.hear_resident("asleep")
+    assert (asleep.pid, asleep.memory_bytes) == (live.pid, 0)
+    manager.wish(("cpu", wanted, "live"))
+    awake = await manager.hear_resident("live")
+    assert (awake.pid, awake.origin, awake.memory_bytes) == (live.pid, "asleep", 1 << 20)
+    assert awake.stages.keys() == {"wake"}
+    assert awake.load_s < live.load_s
+
+
+async def a_replica_that_hangs_is_ended_and_says_so(manager: Manager, agent: AgentLoop, folder: Path) -> None:
+    manager.want("v")
+    forever = operation(lambda _: __import__("time").sleep(1000))
+    manager.say(DefineJob(job="job-1", variant="v", operation=forever, request_timeout_s=0.5))
+    manager.grant("job-1", 0)
+    died = await manager.hear(Died)
+    assert "request_timeout_s" in died.reason
+    assert "memory" not in died.reason
+
+
+SCENARIOS: dict[str, Callable[[Manager, AgentLoop, Path], Awaitable[None]]] = {
     scenario.__name__: scenario
     for scenario in (
         a_job_that_comes_back_brings_another_operation,
@@ -215,6 +356,14 @@ SCENARIOS: dict[str, Callable[[Manager, AgentLoop], Awaitable[None]]] = {
         what_a_function_leaves_behind_is_reaped,
         the_end_of_an_orphaned_replica_is_known,
         a_replica_without_its_socket_is_ended_for_that,
+        files_are_staged_and_parked_before_a_load,
+        a_replica_that_died_comes_back_without_a_wait,
+        parked_memory_is_let_go_and_files_unstaged,
+        files_in_use_stay_staged,
+        a_staged_copy_that_went_is_noticed,
+        files_that_can_t_be_copied_are_loaded_from_where_they_are,
+        a_replica_sleeps_and_wakes,
+        a_replica_that_hangs_is_ended_and_says_so,
     )
 }
 
@@ -228,7 +377,7 @@ async def play(name: str, log_dir: str) -> None:
     running = asyncio.create_task(agent.run())
     try:
         await manager.greet()
-        await SCENARIOS[name](manager, agent)
+        await SCENARIOS[name](manager, agent, folder)
     finally:
         manager.say(Drain(grace_s=0.0))
         await asyncio.wait_for(running, WITHIN_S)

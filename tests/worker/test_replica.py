@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -13,7 +14,20 @@ import pytest
 from pilotlight.connection import Frames, frame
 from pilotlight.core.errors import LinkClosed
 from pilotlight.ports import Outcome, Row
-from pilotlight.replica_messages import Feed, Finished, Forget, Live, Load, Quit, ReplicaMessage, ReplicaReply
+from pilotlight.replica_messages import (
+    Asleep,
+    Feed,
+    Finished,
+    Forget,
+    Live,
+    Load,
+    Quit,
+    ReplicaMessage,
+    ReplicaReply,
+    Sleep,
+    Wake,
+    Working,
+)
 from pilotlight.runtimes.echo import EchoRuntime
 from pilotlight.wire import Chunk, Context, DeviceSpec, Operation
 from pilotlight.worker import replica
@@ -128,6 +142,125 @@ def test_a_job_that_comes_back_brings_another_operation(ends: Ends) -> None:
     ends.say(Quit())
     thread.join(30)
     assert not thread.is_alive()
+
+
+# --- sleep
+
+
+def test_a_replica_sleeps_wakes_and_works_on(ends: Ends) -> None:
+    thread = threading.Thread(target=replica.serve, args=(ends.theirs, EchoRuntime()))
+    thread.start()
+    options = {"can_sleep": True, "memory_bytes": 5}
+    ends.say(msgspec.structs.replace(LOAD, context=msgspec.structs.replace(LOAD.context, options=options)))
+    live = ends.hear()
+    assert isinstance(live, Live)
+    assert (live.can_sleep, live.memory_bytes) == (True, 5)
+    ends.say(Sleep())
+    assert ends.hear() == Asleep(memory_bytes=0)
+    ends.say(Wake(), feed("a", 0, ECHO))
+    awake = ends.hear()
+    assert isinstance(awake, Live)
+    assert (awake.wanted, awake.memory_bytes, awake.stages.keys()) == (live.wanted, 5, {"wake"})
+    finished = ends.hear()
+    assert isinstance(finished, Finished)
+    assert finished.memory_bytes == 5
+    ends.say(Quit())
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+# --- time, which a test may turn
+
+
+class Clock:
+    """Seconds that pass only when someone says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Agent(Pipe):
+    """An agent that says what it was told to say, one list each time that the replica looks, and then `Quit`."""
+
+    def __init__(self, clock: Clock, *says: list[ReplicaMessage]) -> None:
+        self.clock = clock
+        self.says = list(says)
+        self.heard: list[tuple[float, ReplicaReply]] = []
+        self.paused_s = 0.0
+
+    def send(self, message: ReplicaReply) -> None:
+        self.heard.append((self.clock.now, message))
+
+    def receive(self, *, wait: bool) -> list[ReplicaMessage]:
+        return self.says.pop(0) if self.says else [Quit()]
+
+    def pause(self, seconds: float, clock: object) -> None:
+        self.clock.now += seconds
+        self.paused_s += seconds
+
+
+class Steps(SlowModel):
+    """Each step takes the next of these times; a row is done when its step says so."""
+
+    def __init__(self, clock: Clock, *steps: tuple[float, bool]) -> None:
+        super().__init__()
+        self.clock = clock
+        self.steps = list(steps)
+
+    def step(self) -> list[Outcome]:
+        took_s, done = self.steps.pop(0)
+        self.clock.now += took_s
+        return [Outcome((row := self.rows.pop(0)).ticket, row.payload)] if done else []
+
+
+@pytest.mark.parametrize(("speed", "factor"), [(1.0, 1.0), (0.5, 2.0), (0.25, 4.0)])
+def test_a_slow_device_takes_longer_for_each_step(speed: float, factor: float) -> None:
+    clock = Clock()
+    agent = Agent(clock, [feed("a", 0, ECHO), feed("a", 1)], [])
+    Replica(agent, Steps(clock, (0.3, True), (0.5, True)), speed, clock).run()
+    assert [at_s for at_s, _ in agent.heard] == [pytest.approx(0.3 * factor), pytest.approx(0.8 * factor)]
+    busy = [reply.chunk.counters["busy_s"] for _, reply in agent.heard if isinstance(reply, Finished)]
+    assert busy == [pytest.approx(0.3 * factor), pytest.approx(0.5 * factor)]
+    assert agent.paused_s == pytest.approx(0.8 * (factor - 1))
+
+
+def test_steps_without_a_row_are_told_of_once_a_second() -> None:
+    clock = Clock()
+    agent = Agent(clock, [feed("a", 0, ECHO)], *([[]] * 6))
+    steps = [(0.4, False), (0.4, False), (0.4, False), (0.4, False), (0.4, False), (0.4, False), (0.1, True)]
+    Replica(agent, Steps(clock, *steps), 1.0, clock).run()
+    told = [(round(at_s, 1), type(reply)) for at_s, reply in agent.heard]
+    assert told == [(1.2, Working), (2.4, Working), (2.5, Finished)]
+
+
+def test_what_was_kept_for_an_operation_goes_with_its_last_job() -> None:
+    clock = Clock()
+    model = Steps(clock, *([(0.1, True)] * 3))
+    forgotten: list[list[Operation]] = []
+
+    class Watched(Agent):
+        def receive(self, *, wait: bool) -> list[ReplicaMessage]:
+            forgotten.append(list(model.forgotten))
+            return super().receive(wait=wait)
+
+    rows: list[ReplicaMessage] = [feed("a", 0, ECHO), feed("b", 0, ECHO), feed("c", 0, OPENAI)]
+    ends: list[ReplicaMessage] = [Forget(job="a"), Forget(job="c")]
+    agent = Watched(clock, rows, ends, [], [], [Forget(job="nobody")], [Forget(job="b")])
+    Replica(agent, model, 1.0, clock).run()
+    assert forgotten == [[], [], [], [OPENAI], [OPENAI], [OPENAI], [OPENAI, ECHO]]
+
+
+def test_a_replica_that_waits_hears_its_end(ends: Ends) -> None:
+    pipe = Pipe(ends.theirs)
+    ends.say(Forget(job="a"), Quit(), Forget(job="b"))
+    pipe.pause(1e6, time.perf_counter)
+    assert pipe.receive(wait=True) == [Forget(job="a"), Quit(), Forget(job="b")]
+    ends.ours.close()
+    with pytest.raises(EOFError):
+        pipe.pause(1e6, time.perf_counter)
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,7 @@ class AgentLoop:
                     self._servers.stop(decision.replica_id, kill=decision.kill)
                 case do.SendStopped(device_id, variant_id, replica_id):
                     self._link.send(Stopped(device=device_id, variant=variant_id, replica=replica_id))
-                case do.SendDied(device_id, variant_id, replica_id, rows, started, reason):
+                case do.SendDied(device_id, variant_id, replica_id, rows, started, reason, kind):
                     log.say(f"{replica_id} died: {reason}")
                     died = Died(
                         device=device_id,
@@ -322,6 +322,7 @@ class AgentLoop:
                         rows=rows,
                         started=started,
                         reason=reason,
+                        kind=kind,
                     )
                     self._link.send(died)
                 case do.SendLoadFailed(device_id, variant_id, replica_id, kind, reason):

@@ -52,6 +52,8 @@ class Process:
     server: Server | None = None
     connection: Connection | None = None
     pid: int = 0
+    forked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its `pid` is known, or never will be."""
     status: int | None = None
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     unwanted: bool = False
@@ -166,14 +168,19 @@ class Servers:
     async def _connect(
         self, process: Process, ours: socket.socket, device: DeviceSpec, find: Callable[[], Awaitable[Path | None]]
     ) -> None:
+        def closed(_: str) -> None:
+            process.forked.set()
+            self._run(self._after_close(process))
+
         def prepare(connection: Connection) -> None:
             connection.on_message = lambda message: self._on_message(process.replica_id, message)
-            connection.on_closed = lambda _: self._run(self._after_close(process))
+            connection.on_closed = closed
 
         path = await find()
         if path is not None:
             process.context = msgspec.structs.replace(process.context, model_path=str(path))
         process.connection = await adopt(ours, ReplicaReply, prepare)
+        await process.forked.wait()  # what it says has meaning only once it is known who says it
         process.connection.send(Load(context=process.context, device=device))
         if process.unwanted:
             process.connection.send(Quit())
@@ -351,3 +358,4 @@ def _forked(process: Process, pid: int) -> None:
     if began_s > process.asked_s:
         process.stages["import"] = began_s - process.asked_s
     process.stages["start"] = time.monotonic() - began_s
+    process.forked.set()
