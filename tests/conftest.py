@@ -12,6 +12,12 @@ settings.register_profile("house", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Workers that tests start keep their copies of model files away from the user's."""
+    os.environ.setdefault("PILOTLIGHT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip `gpu` tests where torch sees no device. torch is imported only if there are such tests."""
     wanting = [item for item in items if item.get_closest_marker("gpu")]
