@@ -61,6 +61,9 @@ def test_a_staged_variant_has_the_files_of_the_model(tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"needless")
     (folder / "consolidated.safetensors").write_bytes(b"the same once more")
     (folder / ".hidden").write_bytes(b"needless")
+    (folder / "checkpoint-100").mkdir()
+    (folder / "checkpoint-100" / "model.safetensors").write_bytes(b"from a training")
+    os.mkfifo(folder / "pipe")
     cache = Cache(tmp_path / "cache")
     path = stage(cache, "v", folder)
     found = {str(p.relative_to(path)): p for p in path.rglob("*") if p.is_file()}
@@ -158,6 +161,30 @@ def test_a_worker_that_ends_gives_up_its_copies(tmp_path: Path) -> None:
     with pytest.raises(CopyError, match="this worker ends"):
         cache.make("v", model(tmp_path / "m"))
     assert leftovers(cache) == []
+
+
+def test_a_clone_is_read_once_and_a_known_one_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clone(fd: int, target: int) -> bool:  # as a file system with reflinks does
+        os.sendfile(target, fd, 0, os.fstat(fd).st_size)
+        return True
+
+    monkeypatch.setattr(filecopy, "clone", clone)
+    folder, reads = model(tmp_path / "m"), Reads()
+    cache = Cache(tmp_path / "cache", read=reads)
+    assert (stage(cache, "v", folder) / "model.safetensors").read_bytes() == b"w" * 1000
+    assert reads.count == 2
+    for path in list(cache.files()):
+        path.unlink()
+    assert (stage(cache, "v", folder) / "model.safetensors").read_bytes() == b"w" * 1000
+    assert reads.count == 2
+
+
+def test_a_folder_of_everything_is_refused(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m")
+    for number in range(modelfiles.FILES_MAX):
+        (folder / f"{number}.json").touch()
+    with pytest.raises(CopyError, match="holds more than 500 files"):
+        Cache(tmp_path / "cache").make("v", folder)
 
 
 # --- several processes

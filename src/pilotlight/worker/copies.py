@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
+from typing import TypeVar, cast
 
 from pilotlight.core import events as ev
 from pilotlight.core.transitions import Level
@@ -18,6 +20,7 @@ from pilotlight.worker.cache import Cache, Staged
 from pilotlight.worker.locks import CopyError
 from pilotlight.worker.parking import Parked, Parking, digests_of
 
+T = TypeVar("T")
 CopyEvent = ev.CopyMade | ev.CopyFailed | ev.CopyGone
 
 
@@ -70,7 +73,7 @@ class Copies:
                 return parked.path
         elif origin == Level.STAGED.value:
             try:
-                staged = await asyncio.to_thread(self._cache.find, variant_id)
+                staged = await _in_thread(self._cache.find, variant_id)
             except CopyError as error:
                 log.say(f"{variant_id} is not loaded from its staged copy: {error}")
                 staged = None
@@ -125,12 +128,12 @@ class Copies:
         self._tell(ev.CopyFailed(variant_id, level, reason))
 
     async def _stage(self, variant_id: str, model: Path) -> int:
-        staged = await asyncio.to_thread(self._cache.make, variant_id, model)
+        staged = await _in_thread(self._cache.make, variant_id, model)
         staged.close()
         return staged.bytes
 
     async def _park(self, variant_id: str, model: Path) -> int:
-        return (await asyncio.to_thread(self._park_here, variant_id, model)).bytes
+        return (await _in_thread(self._park_here, variant_id, model)).bytes
 
     def _park_here(self, variant_id: str, model: Path) -> Parked:
         staged: Staged | None = None
@@ -149,16 +152,16 @@ class Copies:
             await self._loaded.wait_for(lambda: variant_id not in self._loading.values())
         try:
             if level is Level.PARKED:
-                await asyncio.to_thread(self._parking.drop, variant_id)
+                await _in_thread(self._parking.drop, variant_id)
             else:
-                await asyncio.to_thread(self._cache.drop, variant_id)
+                await _in_thread(self._cache.drop, variant_id)
         except Exception:
             log.say_error()
         self._tell(ev.CopyGone(variant_id, level))
 
     async def _unstaged(self, variant_id: str) -> None:
         try:
-            gone = await asyncio.to_thread(self._cache.drop, variant_id)
+            gone = await _in_thread(self._cache.drop, variant_id)
         except CopyError as error:
             log.say(f"{variant_id} stays staged: {error}")
             return
@@ -167,12 +170,15 @@ class Copies:
 
     async def _looked(self, variant_ids: list[str]) -> None:
         try:
-            there = await asyncio.to_thread(lambda: [self._cache.has(variant_id) for variant_id in variant_ids])
+            there = await _in_thread(self._there, variant_ids)
         finally:
             self._looking = False
         for variant_id, has in zip(variant_ids, there, strict=True):
             if not has:
                 self._tell(ev.CopyGone(variant_id, Level.STAGED))
+
+    def _there(self, variant_ids: list[str]) -> list[bool]:
+        return [self._cache.has(variant_id) for variant_id in variant_ids]
 
     async def _notify(self) -> None:
         async with self._loaded:
@@ -182,3 +188,30 @@ class Copies:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
+    """Wait for what blocks. Its thread is nobody's to wait for at the end, unlike those of asyncio's own: a file system
+    that hangs must not keep a worker from ending."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast("T", result))
+
+    def run() -> None:
+        result, failed = None, None
+        try:
+            result = work(*arguments)
+        except Exception as error:
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failed)
+
+    threading.Thread(target=run, daemon=True, name=f"files-{work.__name__}").start()
+    return await done

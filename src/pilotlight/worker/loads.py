@@ -62,12 +62,15 @@ class Loads:
 
     def wake(self, replica_id: ReplicaId, now: float) -> None:
         """A replica is woken, which is another load."""
-        load = self._loads[replica_id]
-        self._loads[replica_id] = Load(load.place, now, "asleep")
+        load = self._loads.get(replica_id)
+        if load is not None:
+            self._loads[replica_id] = Load(load.place, now, "asleep")
 
     def live(self, replica_id: ReplicaId, now: float, *stages: dict[str, float]) -> None:
         """A replica lives. stages: what is known of its way beside copies."""
-        load = self._loads[replica_id]
+        load = self._loads.get(replica_id)
+        if load is None:
+            return
         load.load_s = now - load.began_s
         for more in stages:
             load.stages |= more

@@ -19,7 +19,10 @@ NEEDLESS = frozenset({".bin", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".onnx", 
 """Other forms of the same weights, which no runtime of ours reads, and what only people read."""
 COPIES = frozenset({"original", "onnx", "openvino", "coreml", "metal", "__pycache__"})
 """Folders with the same weights once more."""
-FILES_MAX = 10_000
+SKIPPED = (".", "checkpoint-")
+"""How folders begin that hold no part of the model: hidden ones, and what training left behind."""
+FILES_MAX = 500
+"""A folder with more is no model's alone; each file in the making takes a descriptor."""
 HUB_BLOB_NAME_LENGTHS = frozenset({40, 64})
 
 
@@ -69,12 +72,13 @@ def of(model: Path) -> list[Source]:
             return [_source(model, model.name)]
         found: list[Source] = []
         for folder, names, files in os.walk(model, onerror=_raise):
-            names[:] = sorted(name for name in names if not name.startswith(".") and name not in COPIES)
+            names[:] = sorted(name for name in names if name not in COPIES and not name.startswith(SKIPPED))
             for name in sorted(files):
                 path = Path(folder) / name
                 if name.startswith(".") or path.suffix in NEEDLESS:
                     continue
-                found.append(_source(path, str(path.relative_to(model))))
+                if stat.S_ISREG(path.stat().st_mode):
+                    found.append(_source(path, str(path.relative_to(model))))
                 if len(found) > FILES_MAX:
                     raise CopyError(f"{model} holds more than {FILES_MAX:,} files")
     except OSError as error:

@@ -4,7 +4,7 @@ The folder has the small files as they are and each weight file as a link to /pr
 machine: memfds are named by their content's digest, agents note theirs in the cache folder, and another agent of the
 same user that opens one holds the same memory, however the first agent ends. Needs Linux, and no /dev/shm.
 
-Methods block, and are to be called in a thread; one at a time for one variant.
+Methods block, and are to be called in threads.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ PREFIX = "pilotlight-"
 
 @dataclass(slots=True)
 class Parked:
-    """A parked variant. path: what a runtime loads from. bytes: of its weights."""
+    """A parked variant. path: what a runtime loads from, in `folder` or that itself. bytes: of its weights."""
 
-    path: Path
+    folder: Path
     bytes: int
+    path: Path = field(init=False)
     fds: dict[str, int] = field(default_factory=dict[str, int])
     """The memfds by digest."""
+
+    def __post_init__(self) -> None:
+        self.path = self.folder
 
 
 class Parking:
@@ -53,6 +57,7 @@ class Parking:
         self._stop = stop
         self._memory_free = memory_free
         self._parked: dict[str, Parked] = {}
+        self._busy: dict[str, threading.Lock] = {}
 
     def find(self, variant_id: str) -> Parked | None:
         """A variant that is parked here."""
@@ -65,28 +70,31 @@ class Parking:
         """
         if sys.platform != "linux":
             raise CopyError("parking needs Linux (memfd_create)")
-        if variant_id in self._parked:
-            return self._parked[variant_id]
-        try:
-            return self._park(variant_id, model, digest)
-        except OSError as error:
-            self.drop(variant_id)
-            raise CopyError(f"its weights can't be held in memory: {error.strerror or error}") from error
-        except BaseException:
-            self.drop(variant_id)
-            raise
+        with self._busy.setdefault(variant_id, threading.Lock()):
+            if variant_id in self._parked:
+                return self._parked[variant_id]
+            parked = Parked(self._folder / variant_id, 0)
+            try:
+                self._fill_in(parked, model, digest)
+            except OSError as error:
+                self._let_go(parked)
+                raise CopyError(f"its weights can't be held in memory: {error.strerror or error}") from error
+            except BaseException:
+                self._let_go(parked)
+                raise
+            self._parked[variant_id] = parked
+            return parked
 
-    def _park(self, variant_id: str, model: Path, digest: Callable[[Source], str]) -> Parked:
+    def _fill_in(self, parked: Parked, model: Path, digest: Callable[[Source], str]) -> None:
         sources = modelfiles.of(model)
         if not any(source.is_weights for source in sources):
             raise CopyError(f"{model} holds no weights that could be parked")
-        folder = self._folder / variant_id
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700, parents=True)
-        path = folder if model.is_dir() else folder / sources[0].relative
-        parked = self._parked[variant_id] = Parked(path, 0)
+        shutil.rmtree(parked.folder, ignore_errors=True)
+        parked.folder.mkdir(mode=0o700, parents=True)
+        if not model.is_dir():
+            parked.path = parked.folder / sources[0].relative
         for source in sources:
-            target = folder / source.relative
+            target = parked.folder / source.relative
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not source.is_weights:
                 shutil.copyfile(source.path, target)
@@ -96,19 +104,24 @@ class Parking:
                 parked.fds[name] = self._memory_of(source, name)
             target.symlink_to(f"/proc/{os.getpid()}/fd/{parked.fds[name]}")
             parked.bytes += source.size
-        return parked
 
     def drop(self, variant_id: str) -> None:
         """Let go of a variant's memory; what maps it keeps it until it ends."""
-        parked = self._parked.pop(variant_id, None)
-        shutil.rmtree(self._folder / variant_id, ignore_errors=True)
-        for digest, fd in parked.fds.items() if parked is not None else ():
+        with self._busy.setdefault(variant_id, threading.Lock()):
+            parked = self._parked.pop(variant_id, None)
+            if parked is not None:
+                self._let_go(parked)
+
+    def _let_go(self, parked: Parked) -> None:
+        shutil.rmtree(parked.folder, ignore_errors=True)
+        for digest, fd in parked.fds.items():
             with contextlib.suppress(OSError):
                 self._note(digest, fd).unlink(missing_ok=True)
             os.close(fd)
+        parked.fds.clear()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything that is parked."""
         for variant_id in list(self._parked):
             self.drop(variant_id)
 
@@ -154,6 +167,7 @@ class Parking:
 
     def _adopt(self, digest: str, size: int) -> int | None:
         """Another agent's memory of that content as a descriptor of our own."""
+        self._sweep()
         for note in self._notes.glob(f"{digest}.*"):
             pid, _, number = note.name.removeprefix(f"{digest}.").partition(".")
             if not (pid.isdigit() and number.isdigit()):
@@ -168,6 +182,13 @@ class Parking:
             os.close(fd)
             note.unlink(missing_ok=True)
         return None
+
+    def _sweep(self) -> None:
+        """Remove the notes of agents that are gone."""
+        for note in self._notes.glob("*.*.*"):
+            pid = note.name.split(".")[1]
+            if not (pid.isdigit() and os.path.exists(f"/proc/{pid}")):
+                note.unlink(missing_ok=True)
 
     def _registered(self, digest: str, fd: int) -> int:
         with contextlib.suppress(OSError):

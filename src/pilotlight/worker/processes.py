@@ -211,7 +211,8 @@ class Servers:
         """
         if time.monotonic() >= self._shorten_at_s:
             self._shorten_at_s = time.monotonic() + SHORTEN_EVERY_S
-            logs.shorten([kept.log_path for kept in (*self._servers.values(), *self.processes.values())])
+            others = (kept.log_path for kept in (*self._servers.values(), *self.processes.values()))
+            logs.shorten([self._logs.path(self._prefix), *others])
         if sys.platform != "linux":
             return  # nothing else adopts
         servers = {server.process.pid: server.process for server in self._servers.values()}
