@@ -30,6 +30,7 @@ class RowTeller:
         self._failure: do.WriteFailure | None = None
         self._deaths = 0
         self._attempts = 0
+        self._over = False
         self._fate = "it was not answered"
 
     def take(self, moment: Moment) -> None:
@@ -56,6 +57,8 @@ class RowTeller:
         """What there is to tell."""
         job = self._scene.jobs.get(self._job_id)
         name = f" ({job.submitted.name})" if job is not None and job.submitted.name else ""
+        if not self._lines:
+            return Story(f"row {self._index} of {self._job_id}{name}: the log says nothing of it")
         leases = count_text(len(self._granted_at_s), "lease")
         deaths = f", {count_text(self._deaths, 'death')} of a replica around it" if self._deaths else ""
         charged = f", {count_text(self._attempts, 'attempt')} charged" if self._attempts else ""
@@ -69,13 +72,14 @@ class RowTeller:
     def _submitted(self, moment: Moment, event: ev.JobSubmitted) -> None:
         attempts = event.attempts.get(self._index)
         if holds(event.done, self._index):
-            self._fate = "it was answered in an earlier run"
+            self._over, self._fate = True, "it was answered in an earlier run"
             self._say(moment, "was in the output already when the job began: an earlier run had answered it")
         elif attempts:
             self._attempts = attempts
             self._say(moment, f"began with {count_text(attempts, 'attempt')} charged in an earlier run")
 
     def _written(self, moment: Moment, event: ev.RowsWritten) -> None:
+        self._over = True
         at_s = moment.step.at_s
         began_s = self._read_at_s if self._read_at_s is not None else min(self._granted_at_s.values(), default=at_s)
         took = duration_text(at_s - began_s)
@@ -171,7 +175,7 @@ class RowTeller:
                 case do.WriteFailure(self._job_id, self._index):
                     self._failure = decision
                     self._say(moment, "had no attempt left: its error row was written")
-                case do.EndJob(self._job_id, state, _, message) if self._fate == "it was not answered":
+                case do.EndJob(self._job_id, state, _, message) if self._lines and not self._over:
                     self._say(moment, f"the job ended {state.value}{because_text(message)} before it was answered")
                 case _:
                     pass

@@ -210,9 +210,9 @@ class Scene:
         job = self.jobs.get(event.job_id)
         if job is None:
             return []
-        lease = self.leases.get(event.lease_id)
+        lease, hedged = self.leases.get(event.lease_id), bool(job.hedged)
         moved = [] if lease is None or lease.job_id != event.job_id else self._take_out(lease, event.spans)
-        if span_count(moved[0].spans if moved else []) < span_count(event.spans) or job.hedged:
+        if span_count(moved[0].spans if moved else []) < span_count(event.spans) or hedged:
             for other in list(job.leases.values()):
                 if other is not lease:
                     moved += self._take_out(other, event.spans)

@@ -1,0 +1,335 @@
+"""Stories told from what the real machines did: they agree with the machines' belief, and with what became of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pilotlight.core import events as ev
+from pilotlight.core.allocation import Options
+from pilotlight.core.decisions import ManagerDecision
+from pilotlight.core.model import Variant
+from pilotlight.core.scheduler import Scheduler
+from pilotlight.core.story.records import Began, Gap, Record, Step, Story
+from pilotlight.core.story.scene import Scene
+from pilotlight.core.story.subjects import (
+    ContextSubject,
+    JobSubject,
+    LeaseSubject,
+    RowSubject,
+    Subject,
+    WorkerSubject,
+    find,
+    known_names,
+    name_of,
+)
+from pilotlight.core.story.telling import overview, survey, tell
+from pilotlight.core.story.words import duration_text, rows_text
+from tests.core.storm import storm
+from tests.core.world import World
+
+STORMS = 12
+
+
+class Recorder:
+    """What a manager's event log would hold, and the believed leases after each step."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = [Began(0.0, 1, "test", "", 0.0)]
+        self.leases: list[dict[str, list[tuple[int, int]]]] = []
+        self._of: Scheduler | None = None
+
+    def attach(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        handle = Scheduler.handle
+
+        def recorded(scheduler: Scheduler, event: ev.ManagerEvent, now: float) -> list[ManagerDecision]:
+            decisions = handle(scheduler, event, now)
+            if self._of is not None and scheduler is not self._of:
+                self.records.append(Began(now, 2, "test", "", 0.0))
+            self._of = scheduler
+            self.records.append(Step(len(self.records), now, event, tuple(decisions), since_s=now))
+            state = scheduler.state
+            self.leases.append({lease.lease_id: lease.open.spans() for lease in state.leases.values()})
+            return decisions
+
+        monkeypatch.setattr(Scheduler, "handle", recorded)
+
+    def tell(self, subject: Subject) -> Story:
+        return tell(self.records, subject)
+
+    def texts(self, subject: Subject) -> str:
+        """A story as one text."""
+        story = self.tell(subject)
+        return "\n".join([story.title, *(line.text for line in story.lines)])
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    recorder.attach(monkeypatch)
+    return recorder
+
+
+def pump(world: World, name: str) -> None:
+    """All messages of a worker arrive."""
+    while name in world.workers and (world.workers[name].up or world.workers[name].down):
+        world.deliver(name, "up")
+        world.deliver(name, "down")
+
+
+def warm(world: World, *names: str) -> None:
+    """Workers join, get their rows and begin."""
+    for _ in range(6):
+        for name in names:
+            pump(world, name)
+            for replica_id in list(world.workers[name].replicas):
+                if not world.workers[name].replicas[replica_id].live:
+                    world.work(name, replica_id)
+            pump(world, name)
+        world.tick(0.01)
+
+
+# --- agreement with the machines
+
+
+@pytest.mark.parametrize("seed", range(STORMS))
+def test_stories_agree_with_what_the_machines_believed(recorder: Recorder, seed: int) -> None:
+    world = storm(seed)
+    scene = Scene()
+    believed = iter(recorder.leases)
+    for record in recorder.records:
+        if isinstance(record, Began):
+            scene.began()
+        elif isinstance(record, Step):
+            scene.take(record)
+            seen = {lease.lease_id: lease.open.spans() for lease in scene.leases.values()}
+            assert seen == next(believed), f"after {record}"
+    for job_id, job in world.jobs.items():
+        for index in range(0, job.rows, 7):
+            told = recorder.tell(RowSubject(job_id, index))
+            answered = ": it was answered" in told.title
+            failed = "became an error row" in told.title
+            assert answered == (job.output.get(index) == "result"), told
+            assert failed == (index in job.output and job.output[index] != "result"), told
+    for name in known_names(scene):
+        for subject in find(scene, name):
+            story = recorder.tell(subject)
+            assert story.lines, name
+            assert [line.at_s for line in story.lines] == sorted(line.at_s for line in story.lines)
+            assert subject in find(scene, name_of(subject))
+    assert overview(recorder.records)
+
+
+# --- rows
+
+
+def test_a_poison_row_tells_of_its_deaths_and_charges(recorder: Recorder) -> None:
+    world = World()
+    world.add_worker()
+    world.add_worker()
+    job_id = world.submit(40, poison=frozenset({21}))
+    world.settle()
+    story = recorder.tell(RowSubject(job_id, 21))
+    texts = [line.text for line in story.lines]
+    assert texts[0].startswith("was read from the input")
+    assert "was leased to worker-" in texts[1]
+    charged = [text.partition("attempt ")[2][0] for text in texts if "charged" in text]
+    assert charged == ["1", "2", "3"]
+    assert any("suspects now" in text for text in texts)
+    assert any("to run alone" in text for text in texts)
+    assert texts[-2] == "had no attempt left: its error row was written"
+    assert texts[-1].startswith("got the error row killed_replica: the request ended its replica 3 times")
+    assert "it became an error row (killed_replica)" in story.title
+    assert "3 attempts charged" in story.title
+
+
+def test_a_lost_worker_gives_its_rows_back(recorder: Recorder) -> None:
+    world = World()
+    job_id = world.submit(30)
+    first, second = world.add_worker(), world.add_worker()
+    warm(world, first, second)
+    (lease_id, lease) = next((i, e) for i, e in world.scheduler.state.leases.items() if e.worker_id == first)
+    row = lease.open.spans()[0][0]
+    world.kill_worker(first)
+    world.settle()
+    told = recorder.texts(RowSubject(job_id, row))
+    assert f"{first} was lost (killed) with {lease_id}: it went back to the queue" in told
+    assert f"was leased again to {second}" in told
+    assert f"was answered by {second}/d0" in told
+    told = recorder.texts(WorkerSubject(first))
+    assert f"was lost (killed): {lease_id} (rows" in told
+    assert "went back to the queue" in told
+    told = recorder.texts(LeaseSubject(lease_id))
+    assert f"{first} was lost (killed)" in told
+    assert f"{first} was lost (killed): rows" in recorder.texts(JobSubject(job_id))
+    assert f"{first} was lost (killed), and with it the replica on d0" in recorder.texts(ContextSubject("v"))
+
+
+def test_a_cut_connection_is_told_and_a_late_result_too(recorder: Recorder) -> None:
+    world = World()
+    job_id = world.submit(12)
+    name = world.add_worker()
+    warm(world, name)
+    (replica_id,) = world.workers[name].replicas
+    row = world.workers[name].replicas[replica_id].rows[0][2]
+    world.work(name, replica_id)  # finished, and on its way when the connection breaks
+    world.cut(name)
+    world.settle()
+    told = recorder.texts(RowSubject(job_id, row))
+    assert f"{name} was lost (cut)" in told
+    assert "though that lease was void by then" in told
+
+
+def test_a_hedged_row_tells_of_both_leases(recorder: Recorder) -> None:
+    world = World(Options(hedge_after_s=1.0))
+    job_id = world.submit(8)
+    slow = world.add_worker()
+    warm(world, slow)
+    fast = world.add_worker()
+    warm(world, fast)
+    held = {row for replica in world.workers[slow].replicas.values() for _, _, row in replica.rows}
+    for _ in range(12):  # the slow one does nothing but breathe
+        world.tick(0.5)
+        for name in (slow, fast):
+            pump(world, name)
+        for replica_id in list(world.workers[fast].replicas):
+            world.work(fast, replica_id)
+        pump(world, fast)
+    (again,) = [index for index in sorted(held) if "second time" in recorder.texts(RowSubject(job_id, index))][:1]
+    told = recorder.texts(RowSubject(job_id, again))
+    assert f"was leased a second time, to {fast} in lease-" in told
+    assert f"beside {slow}'s lease-" in told
+    assert f"{slow} had it too, in lease-" in told
+    assert f"was answered by {fast}/d0" in told
+
+
+def test_a_row_that_was_taken_back_tells_why_it_moved(recorder: Recorder) -> None:
+    world = World()
+    job_id = world.submit(8)
+    slow = world.add_worker()
+    warm(world, slow)
+    fast = world.add_worker()
+    warm(world, fast)
+    world.settle()
+    told = [recorder.texts(RowSubject(job_id, index)) for index in range(8)]
+    moved = [text for text in told if f"was given back unstarted by {slow}" in text]
+    assert moved
+    assert all("asked for unstarted rows" in text and f"was leased again to {fast}" in text for text in moved)
+
+
+def test_a_resumed_row_needs_no_answer(recorder: Recorder) -> None:
+    world = World()
+    world.add_worker()
+    job_id = world.submit(5, done=((0, 2),), attempts={3: 1})
+    world.jobs[job_id].output.update({0: "result", 1: "result"})
+    world.settle()
+    assert "an earlier run had answered it" in recorder.texts(RowSubject(job_id, 1))
+    assert "began with 1 attempt charged in an earlier run" in recorder.texts(RowSubject(job_id, 3))
+
+
+def test_a_row_that_was_never_read_says_so(recorder: Recorder) -> None:
+    world = World()
+    world.add_worker()
+    job_id = world.submit(5)
+    world.settle()
+    story = recorder.tell(RowSubject(job_id, 99))
+    assert story.title == f"row 99 of {job_id} ({job_id}): the log says nothing of it"
+    assert not story.lines
+
+
+# --- other subjects
+
+
+def test_a_device_tells_only_of_itself(recorder: Recorder) -> None:
+    world = World(devices=2)
+    name = world.add_worker()
+    world.submit(40)
+    world.settle()
+    told = recorder.texts(WorkerSubject(name, "d1"))
+    assert "v is live on d1" in told
+    assert "live on d0" not in told
+
+
+def test_a_context_that_can_not_be_loaded_says_where_and_why(recorder: Recorder) -> None:
+    world = World()
+    first, second = world.add_worker(), world.add_worker()
+    world.unloadable.add((first, "d0"))
+    world.submit(10)
+    world.settle()
+    told = recorder.texts(ContextSubject("v"))
+    assert f"{first}: it could not be loaded on d0: unloadable" in told
+    assert f"{second}: v is live on d0 after 100 ms" in told
+
+
+def test_the_overview_counts_and_names_what_went_wrong(recorder: Recorder) -> None:
+    world = World()
+    world.add_worker()
+    lost = world.add_worker()
+    job_id = world.submit(40, poison=frozenset({3}))
+    warm(world, *list(world.workers))
+    world.kill_worker(lost)
+    world.settle()
+    recorder.records.insert(5, Gap(0.0, 7, "the disk was full"))
+    told = {story.title: "\n".join(line.text for line in story.lines) for story in overview(recorder.records)}
+    assert f"{job_id} ({job_id}) on v: completed" in told["jobs"]
+    assert "40 rows written" in told["jobs"]
+    assert "3 attempts charged" in told["jobs"]
+    assert "error rows: 1 killed_replica" in told["jobs"]
+    assert f"{lost} joined with d0 (kind)" in told["workers"]
+    assert "(killed)" in told["workers"]
+    assert "on average" in told["contexts"]
+    assert "(7 steps missing: the disk was full)" in told["what went wrong"]
+
+
+def test_a_new_manager_is_told_of(recorder: Recorder) -> None:
+    world = World()
+    world.add_worker()
+    job_id = world.submit(30)
+    warm(world, *list(world.workers))
+    world.restart_manager()
+    world.settle()
+    assert "(a new manager, number 2, took over)" in recorder.texts(JobSubject(job_id))
+
+
+# --- names
+
+
+def scene_of(*events: ev.ManagerEvent) -> Scene:
+    return survey(Step(n, 0.0, event) for n, event in enumerate(events, 1))
+
+
+def submitted(job_id: str, name: str, variant: str = "tiny-1a2b") -> ev.JobSubmitted:
+    return ev.JobSubmitted(job_id, name, Variant(variant, variant.partition("-")[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("job-1", [JobSubject("job-1-abc")]),
+        ("job-1-abc", [JobSubject("job-1-abc")]),
+        ("out.jsonl", [JobSubject("job-1-abc")]),
+        ("job-2:7", [RowSubject("job-2-def", 7)]),
+        ("row 7", [RowSubject("job-1-abc", 7), RowSubject("job-2-def", 7)]),
+        ("tiny", [ContextSubject("tiny-1a2b")]),
+        ("tiny-1a2b", [ContextSubject("tiny-1a2b")]),
+        ("job-3", []),
+        ("row x", []),
+    ],
+)
+def test_names(name: str, found: list[Any]) -> None:
+    scene = scene_of(submitted("job-1-abc", "out.jsonl"), submitted("job-2-def", "other.jsonl"))
+    assert find(scene, name) == found
+
+
+def test_words() -> None:
+    assert rows_text([(120, 184), (190, 191)]) == "rows 120-183 and 190"
+    assert rows_text([(7, 8)]) == "row 7"
+    assert rows_text([(i, i + 1) for i in range(0, 20, 2)]) == "10 rows between 0 and 18"
+    assert [duration_text(s) for s in (0.0354, 4.12, 99.96, 125, 12_000)] == [
+        "35 ms",
+        "4.1 s",
+        "1 min 40 s",
+        "2 min 5 s",
+        "3 h 20 min",
+    ]
