@@ -60,6 +60,8 @@ class _Reader:
         self._at_s = 0.0
         self._epoch: int | None = None
         self._first_n = 0
+        """Of this manager's steps, the first that is not a repeated one."""
+        self._repeated: set[int] = set()
 
     def take(self, line: bytes) -> list[Record]:
         if not line.endswith(b"\n") or line == b"\n":
@@ -75,9 +77,12 @@ class _Reader:
             return [Gap(self._at_s, read.lost, read.why)]
         if read.event is None:
             return []
-        if read.again and self._first_n and self._first_n <= read.n:
-            return []  # the older file has it
-        self._first_n = self._first_n or read.n
+        if read.again:
+            if read.n in self._repeated or 0 < self._first_n <= read.n:
+                return []  # the older file has it
+            self._repeated.add(read.n)
+        else:
+            self._first_n = self._first_n or read.n
         since_s = read.t if read.since is None else read.since
         decisions = tuple(_only_one(decision) for decision in read.do)
         return [
@@ -93,6 +98,7 @@ class _Reader:
         if known:
             return []
         self._first_n = 0
+        self._repeated.clear()
         self._at_s = self._offset_s
         return [Began(self._at_s, read.epoch, read.pilotlight, read.pool, read.began, again=read.again)]
 
