@@ -1,14 +1,20 @@
-"""`python -m pilotlight.manager POOL_DIR`: the manager's process."""
+"""`python -m pilotlight.manager POOL_DIR`: the manager's process.
+
+The manager of a lasting pool is a daemon: whoever starts it gives it a session of its own and leaves. It ends in order
+at SIGTERM or when a client says so; after a crash, the next one on the same folder goes on with its jobs and workers.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +25,7 @@ from pilotlight.core.errors import ConfigError, PilotlightError
 from pilotlight.manager import build
 from pilotlight.manager.clients import Clients
 from pilotlight.manager.eventlog import EventLog
+from pilotlight.manager.journal import PoolJournal, replace_file
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.loop import Manager
 from pilotlight.poolfile import read_spec, remove_sockets
@@ -26,6 +33,11 @@ from pilotlight.wire import PoolSpec
 
 EXIT_BROKEN = 70
 """sysexits.h's EX_SOFTWARE: a mistake of ours."""
+RESUME_S_MAX = 30.0
+"""How long workers that outlived a manager are kept waiting, so that its jobs can take what they finished meanwhile."""
+LOCK_TRIES = 20
+LOCK_S = 0.05
+"""Who asks whether a pool is up holds its lock for a moment."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         spec = read_spec(Path(options.pool_dir))
         epoch = _take_epoch(Path(options.pool_dir), spec)
         asyncio.run(_serve(options.pool_dir, spec, epoch, options.ready_fd, parent_pid))
-        if not spec.lasting:
-            shutil.rmtree(options.pool_dir, ignore_errors=True)  # its owner may be gone
+        _tidy(Path(options.pool_dir), spec)
     except PilotlightError as error:
         print(f"pilotlight manager: {error}", file=sys.stderr)
         _say(options.ready_fd, msgspec.json.encode(_facts(error)) + b"\n")
@@ -49,31 +60,44 @@ def main(argv: list[str] | None = None) -> int:
 
 
 async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None, parent_pid: int) -> None:
-    link = build.manager_link(pool_dir, spec)
-    options = Options(silence_s=spec.silence_s, keep_alive_s=spec.keep_alive_s)
-    provider = build.provider(pool_dir, spec)
-
     def note(level: str, text: str, subject: str) -> None:
         manager.note(level, text, subject)
 
-    manager = Manager(epoch, link, Keeper(provider, spec.workers, note), options)
-    clients = Clients(pool_dir, spec, manager)
+    journal = PoolJournal(Path(pool_dir), note, keeps=spec.lasting)
+    provider = build.provider(pool_dir, spec)
+    keeper = Keeper(provider, spec.workers, note, epoch=epoch, keep=journal.keep_pilots)
+    options = Options(
+        silence_s=spec.silence_s, keep_alive_s=spec.keep_alive_s, epoch=epoch, workers_expected=spec.workers
+    )
+    manager = Manager(epoch, build.manager_link(pool_dir, spec), keeper, options)
+    journal.read()
+    clients = Clients(pool_dir, spec, manager, journal)
     log = EventLog(Path(spec.log_dir), epoch=epoch, pool=spec.name)
     manager.record = log.record
     loop = asyncio.get_running_loop()
-    owner: asyncio.Task[None] | None = None
     loop.set_exception_handler(_broke)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, clients.over.set)
+    if spec.lasting:
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # ignored, but not by its workers
+    over = loop.create_task(clients.over.wait())
+    owner: asyncio.Task[None] | None = None
     try:
-        await manager.start()
+        keeper.adopt(journal.pilots)
+        resumed = clients.submissions.resume() if journal.jobs else None
+        if resumed is None:
+            await manager.start()
         await clients.start()
         if not _say(ready_fd, b"ready\n"):
             return  # whoever started it is gone already
         if not spec.lasting:
             owner = loop.create_task(clients.await_owner(parent_pid))
-        await clients.over.wait()
+        if resumed is not None:
+            await asyncio.wait({resumed, over}, timeout=RESUME_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+            await manager.start()
+        await over
     finally:
+        over.cancel()
         if owner is not None:
             owner.cancel()
         await clients.stop()
@@ -91,21 +115,35 @@ def _broke(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> NoReturn
 def _take_epoch(pool: Path, spec: PoolSpec) -> int:
     """A number that no manager of this pool had before, on disk before anyone hears it; and the pool's manager lock."""
     lock = os.open(pool / "manager.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ConfigError(f"another manager serves the pool in {pool}") from error
+    for tries_left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if not tries_left:
+                raise ConfigError(f"another manager serves the pool in {pool}") from error
+            time.sleep(LOCK_S)
     path = pool / "epoch"
-    epoch = int(path.read_text()) + 1 if path.exists() else 1
-    fresh = pool / "epoch.new"
-    with fresh.open("w") as file:
-        file.write(f"{epoch}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    (pool / "manager.pid").write_text(f"{os.getpid()}\n")
+    try:
+        epoch = int(path.read_text()) + 1 if path.exists() else 1
+    except (OSError, ValueError):
+        epoch = int(time.time())  # larger than any that was counted
+    replace_file(path, f"{epoch}\n".encode())
+    replace_file(pool / "manager.pid", f"{os.getpid()}\n".encode(), sync=False)
     remove_sockets(pool, spec)
     return epoch
+
+
+def _tidy(pool: Path, spec: PoolSpec) -> None:
+    """Leave what the next manager of the pool needs, if there can be one."""
+    if not spec.lasting:
+        shutil.rmtree(pool, ignore_errors=True)  # its owner may be gone
+        return
+    remove_sockets(pool, spec)
+    (pool / "manager.pid").unlink(missing_ok=True)
+    if spec.socket_dir:
+        with contextlib.suppress(OSError):
+            os.rmdir(spec.socket_dir)
 
 
 def _facts(error: PilotlightError) -> dict[str, object]:

@@ -6,14 +6,13 @@ import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from pilotlight.core.errors import PilotlightError
+from pilotlight.core.errors import ConfigError
 from pilotlight.engines.direct import DirectManagerLink
 from pilotlight.io.journaled import JournaledSource, verify
 from pilotlight.io.jsonl import JsonlSource
 from pilotlight.io.workfolder import JobFolder
-from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, identity
+from pilotlight.manager.jobs import PathJob, StreamJob, identity
 from pilotlight.messages import RowsOut
 from pilotlight.pilots.local import LocalProvider
 from pilotlight.poolfile import socket_path
@@ -31,28 +30,44 @@ def provider(pool_dir: str, spec: PoolSpec) -> PilotProvider:
     return LocalProvider(spec.python or sys.executable, pool_dir, spec.log_dir, spec.workers)
 
 
-def open_job(request: JobRequest, number: int, owner: Any, send: Callable[[RowsOut], None]) -> JobFiles:
+def check_request(request: JobRequest) -> None:
+    """Raise `ConfigError` for one that makes no sense, before anything is opened."""
+    if isinstance(request.input, PathInput) != isinstance(request.output, PathOutput):
+        raise ConfigError("a job has files on both ends, or on neither")
+
+
+def path_job_id(request: JobRequest, number: int) -> str:
+    """The name of a path job: its number, and a digest of what it does and where to."""
+    assert isinstance(request.output, PathOutput)
+    return f"job-{number}-{digest([identity(request), request.output.path])[:6]}"
+
+
+def stream_job(request: JobRequest, number: int, send: Callable[[RowsOut], None]) -> StreamJob:
+    """A job whose rows come from its client, and whose results go to it."""
+    return StreamJob(f"job-{number}", request, send)
+
+
+def open_path_job(request: JobRequest, job_id: str, *, again: bool = False) -> PathJob:
     """Open a job's input and output. Blocks: a resumed job's input is read once to see that it is the same.
 
+    `again`: the pool began it before, so nothing is to be overwritten or retried once more, whatever the request says.
     Raises `InputError`, `OutputExists`, `OutputBusy`, `OutputError`, each before anything was changed.
     """
     source, sink = request.input, request.output
-    if not isinstance(source, PathInput) or not isinstance(sink, PathOutput):
-        if isinstance(source, PathInput) or isinstance(sink, PathOutput):
-            raise PilotlightError("a job has files on both ends, or on neither")
-        return StreamJob(f"job-{number}", request, owner, send)
+    assert isinstance(source, PathInput)
+    assert isinstance(sink, PathOutput)
+    wish = PathOutput(path=sink.path) if again else sink
     rows = JsonlSource(source.paths, limit=source.limit)
     try:
-        named = identity(request)
-        folder = JobFolder.open(sink, named)
+        folder = JobFolder.open(wish, identity(request))
         try:
-            with contextlib.closing(JsonlSource(source.paths, limit=source.limit)) as again:
-                verify(again, folder)
+            with contextlib.closing(JsonlSource(source.paths, limit=source.limit)) as reread:
+                verify(reread, folder)
         except BaseException:
             folder.close()
             raise
-        job_id = f"job-{number}-{digest([named, sink.path])[:6]}"
-        return PathJob(job_id, request, owner, JournaledSource(rows, folder), folder)
+        known_upto = sum(count for _, count, _ in folder.input_blocks)
+        return PathJob(job_id, request, JournaledSource(rows, folder), folder, known_upto=known_upto)
     except BaseException:
         rows.close()
         raise

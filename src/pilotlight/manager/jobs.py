@@ -19,19 +19,22 @@ from pilotlight.manager.sampling import seed_of
 from pilotlight.messages import RowsOut
 from pilotlight.ports import JobOutput, Source
 from pilotlight.rowstore import RowStore
-from pilotlight.wire import Chunk, JobRequest, ResultChunk, Span, digest
+from pilotlight.wire import Chunk, Context, JobRequest, ResultChunk, Span, digest
 
 
 class JobFiles(ABC):
     """What both kinds share: the store of rows at hand, and the sums over finished rows."""
 
-    def __init__(self, job_id: str, request: JobRequest, owner: Any) -> None:
+    def __init__(self, job_id: str, request: JobRequest) -> None:
         self.job_id = job_id
         self.request = request
-        self.owner = owner
-        self.variant_id = variant_id(request)
+        self.detached = False
+        """Whether it goes on without any client."""
+        self.variant_id = variant_id_of(request.context)
         self.store = RowStore()
         self.read_upto = 0
+        self.known_upto = 0
+        """Rows below were handed out by an earlier manager, or may have been: results of theirs may still come."""
         self.rows_total: int | None = None
         self.rows_resumed = 0
         self.rows_done = 0
@@ -72,8 +75,11 @@ class JobFiles(ABC):
 class PathJob(JobFiles):
     """Files in, a file out."""
 
-    def __init__(self, job_id: str, request: JobRequest, owner: Any, source: Source, folder: JobOutput) -> None:
-        super().__init__(job_id, request, owner)
+    def __init__(
+        self, job_id: str, request: JobRequest, source: Source, folder: JobOutput, *, known_upto: int = 0
+    ) -> None:
+        super().__init__(job_id, request)
+        self.known_upto = known_upto
         self._source = source
         self.folder = folder
         self.rows_resumed = self.rows_done = len(folder.done)
@@ -102,8 +108,8 @@ class PathJob(JobFiles):
 class StreamJob(JobFiles):
     """Rows from a client, results back to it."""
 
-    def __init__(self, job_id: str, request: JobRequest, owner: Any, send: Callable[[RowsOut], None]) -> None:
-        super().__init__(job_id, request, owner)
+    def __init__(self, job_id: str, request: JobRequest, send: Callable[[RowsOut], None]) -> None:
+        super().__init__(job_id, request)
         self._send = send
         self._arrived: deque[Chunk] = deque()
         self._arrived_upto = 0
@@ -137,9 +143,9 @@ class StreamJob(JobFiles):
         """See `JobFiles.close`; it has no files."""
 
 
-def variant_id(request: JobRequest) -> str:
+def variant_id_of(context: Context) -> str:
     """A variant's id: its context's, and the runtime that holds it."""
-    return f"{request.context.runtime}-{request.context.id}"
+    return f"{context.runtime}-{context.id}"
 
 
 def identity(request: JobRequest) -> dict[str, Any]:

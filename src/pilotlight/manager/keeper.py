@@ -1,9 +1,10 @@
-"""Keeps as many pilots as the pool should have, replacing those that end."""
+"""Keeps as many pilots as the pool should have, replacing those that end and adopting those of an earlier manager."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pilotlight.core.errors import PilotlightError
@@ -12,6 +13,8 @@ from pilotlight.ports import PilotProvider
 
 JOIN_S_MAX = 120.0
 """A worker that has not joined by then hangs."""
+RETURN_S_MAX = 15.0
+"""A worker of no known pilot whose connection broke counts for so long: it may come back."""
 
 
 @dataclass(slots=True)
@@ -23,22 +26,59 @@ class _Life:
 
 
 class Keeper:
-    """Call `look` often; it submits, polls and backs off. Names are `worker-1`, `worker-2`, …, each used once."""
+    """Call `look` often; it submits, polls and backs off.
 
-    def __init__(self, provider: PilotProvider, target: int, note: Callable[[str, str, str], None]) -> None:
+    Names are used once in a pool's life: `worker-1`, `worker-2`, … in its first epoch, `worker-3.1` in its third.
+    `keep` is told name -> pilot id whenever that changes, before a submission too (with an empty id), so that the next
+    manager knows of every worker that may live. A worker that no pilot of ours runs counts as one.
+    """
+
+    def __init__(
+        self,
+        provider: PilotProvider,
+        target: int,
+        note: Callable[[str, str, str], None],
+        *,
+        epoch: int = 1,
+        keep: Callable[[Mapping[str, str]], None] = lambda _pilots: None,
+    ) -> None:
         self._provider = provider
         self._target = target
         self._note = note
+        self._prefix = "worker-" if epoch == 1 else f"worker-{epoch}."
+        self._keep = keep
         self._lives: dict[str, _Life] = {}
+        self._strangers: dict[str, float] = {}
+        """Workers of no known pilot, and until when each counts."""
         self._made = 0
         self._stillborn = 0
         self._not_before_s = 0.0
+
+    def adopt(self, pilots: Mapping[str, str]) -> list[str]:
+        """Look after the pilots (name -> id) of the manager before this one. Returns the names of those that live."""
+        now = time.monotonic()
+        alive: list[str] = []
+        for name, pilot_id in pilots.items():
+            if not pilot_id:
+                self._strangers[name] = now + RETURN_S_MAX
+            elif self._provider.adopt(pilot_id):
+                self._lives[pilot_id] = _Life(name, now)
+                alive.append(name)
+        self._tell()
+        return alive
 
     def joined(self, name: str) -> None:
         """A worker of this name reached the manager."""
         for life in self._lives.values():
             if life.name == name:
                 life.joined = True
+                return
+        self._strangers[name] = math.inf
+
+    def left(self, name: str) -> None:
+        """A worker's connection broke."""
+        if name in self._strangers:
+            self._strangers[name] = time.monotonic() + RETURN_S_MAX
 
     def give_up(self, name: str) -> None:
         """A worker of this name is silent: end its pilot, so that another can take its place."""
@@ -46,10 +86,39 @@ class Keeper:
             if life.name == name and not life.given_up:
                 life.given_up = True
                 self._provider.cancel(pilot_id)
+        self.left(name)
 
     def look(self) -> dict[str, str]:
         """Replace what ended. Returns the names of workers that ended, and how."""
         now = time.monotonic()
+        ended = self._bury(now)
+        for life in list(self._lives.values()):
+            if not life.joined and now - life.began_s > JOIN_S_MAX:
+                self.give_up(life.name)
+        self._strangers = {name: until_s for name, until_s in self._strangers.items() if until_s > now}
+        while len(self._lives) + len(self._strangers) < self._target and now >= self._not_before_s:
+            name = f"{self._prefix}{self._made + 1}"
+            self._tell(name)
+            try:
+                pilot_id = self._provider.submit(name)
+            except PilotlightError as error:
+                self._stillborn += 1
+                self._not_before_s = now + scale.backoff_s(self._stillborn)
+                self._note("warning", f"no new worker: {error}", name)
+                self._tell()
+                break
+            self._made += 1
+            self._lives[pilot_id] = _Life(name, now)
+            self._tell()
+        return ended
+
+    def close(self) -> None:
+        """End all pilots."""
+        self._provider.close()
+        self._lives.clear()
+        self._tell()
+
+    def _bury(self, now: float) -> dict[str, str]:
         ended: dict[str, str] = {}
         for pilot_id, how in self._provider.poll().items():
             life = self._lives.pop(pilot_id)
@@ -59,22 +128,10 @@ class Keeper:
             if not life.joined:
                 self._note("warning", f"{life.name} ended before it could join ({how}); its log may say why", life.name)
             self._not_before_s = now + scale.backoff_s(self._stillborn)
-        for life in list(self._lives.values()):
-            if not life.joined and now - life.began_s > JOIN_S_MAX:
-                self.give_up(life.name)
-        while len(self._lives) < self._target and now >= self._not_before_s:
-            name = f"worker-{self._made + 1}"
-            try:
-                pilot_id = self._provider.submit(name)
-            except PilotlightError as error:
-                self._stillborn += 1
-                self._not_before_s = now + scale.backoff_s(self._stillborn)
-                self._note("warning", f"no new worker: {error}", name)
-                break
-            self._made += 1
-            self._lives[pilot_id] = _Life(name, now)
+        if ended:
+            self._tell()
         return ended
 
-    def close(self) -> None:
-        """End all pilots."""
-        self._provider.close()
+    def _tell(self, coming: str = "") -> None:
+        pilots = {life.name: pilot_id for pilot_id, life in self._lives.items()}
+        self._keep({**pilots, coming: ""} if coming else pilots)

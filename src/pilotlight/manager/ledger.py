@@ -1,4 +1,7 @@
-"""Sums over the pool's life, for summaries: what was loaded how often, for how long, and how long replicas worked."""
+"""Sums over the pool's life, for summaries: what was loaded how often, for how long, and how long replicas worked.
+
+Also how each load of a replica that is still there went, stage by stage.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,47 @@ from pilotlight.views import Totals
 
 
 class Ledger:
-    """Counts loads once per replica. `busy_s` is summed by whoever takes in results."""
+    """Counts loads once per replica and origin. `busy_s` is summed by whoever takes in results."""
 
     def __init__(self) -> None:
         self.busy_s = 0.0
         self.load_s = 0.0
         self.loads: dict[str, int] = {}
-        self._counted: set[tuple[str, str]] = set()
+        self._last: dict[tuple[str, str], Resident] = {}
+        """The last report of each replica that was live, by worker and replica."""
 
     def resident(self, worker_id: str, resident: Resident, name: str) -> None:
-        """A report came; the first one that says `live` counts as a load."""
+        """A report came; the first that says `live` counts as a load, and so does a waking up."""
         key = (worker_id, resident.replica)
-        if resident.state == "live" and key not in self._counted:
-            self._counted.add(key)
+        before = self._last.get(key)
+        if resident.state == "starting":
+            return
+        self._last[key] = resident
+        woke = before is not None and before.state == "asleep"
+        if resident.state == "live" and (before is None or woke):
             self.loads[name] = self.loads.get(name, 0) + 1
             self.load_s += resident.load_s
+
+    def inventory(self, worker_id: str, residents: list[Resident]) -> None:
+        """A worker joined. What it holds was loaded in an earlier manager's time, and is counted no more."""
+        self.forget_worker(worker_id)
+        for resident in residents:
+            if resident.state != "starting":
+                self._last[worker_id, resident.replica] = resident
+
+    def stages(self, worker_id: str, replica_id: str) -> dict[str, float]:
+        """How long each stage of a replica's load took, in seconds."""
+        resident = self._last.get((worker_id, replica_id))
+        return {} if resident is None else resident.stages
+
+    def forget_replica(self, worker_id: str, replica_id: str) -> None:
+        """A replica ended."""
+        self._last.pop((worker_id, replica_id), None)
+
+    def forget_worker(self, worker_id: str) -> None:
+        """A worker is gone, with all its replicas."""
+        for key in [key for key in self._last if key[0] == worker_id]:
+            del self._last[key]
 
     def totals(self, state: State) -> Totals:
         """All sums, with those that the scheduler keeps."""

@@ -17,12 +17,12 @@ from typing import Protocol
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.allocation import Options
-from pilotlight.core.errors import InputError, OutputError, PilotlightError, Retry, Superseded, verdict
-from pilotlight.core.model import Device, Variant
+from pilotlight.core.errors import InputError, OutputError, PilotlightError, Superseded
 from pilotlight.core.ranges import Span, span_count
 from pilotlight.core.scheduler import Scheduler
-from pilotlight.core.transitions import JobState, ReplicaState
+from pilotlight.core.transitions import JobState
 from pilotlight.io import rows as row_codec
+from pilotlight.manager import facts
 from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, only
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.ledger import Ledger
@@ -35,11 +35,12 @@ from pilotlight.messages import (
     ForgetJob,
     Grant,
     Join,
+    Kept,
     Leaving,
     LoadFailed,
+    ManagerMessage,
     Notice,
     Reported,
-    Resident,
     Returned,
     Revoke,
     Rows,
@@ -55,6 +56,8 @@ from pilotlight.wire import VERSION, Context, ResultChunk
 TICK_S = 0.1
 SYNC_S = 0.5
 ACK_S = 0.02
+FORGET_S = 60.0
+"""How often contexts are dropped that the scheduler has forgotten."""
 
 
 class Watcher(Protocol):
@@ -104,8 +107,7 @@ class Manager:
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
-        for worker_id in self.scheduler.state.workers:
-            self._link.send(worker_id, Drain(grace_s=0.0))
+        self.tell_all(Drain(grace_s=0.0))
         try:
             await self._link.stop()
         finally:
@@ -118,7 +120,7 @@ class Manager:
         request = job.request
         self.jobs[job.job_id] = job
         self.contexts[job.variant_id] = request.context
-        variant = variant_of(job.variant_id, request.context)
+        variant = facts.variant_of(job.variant_id, request.context)
         self.put(
             ev.JobSubmitted(
                 job.job_id,
@@ -135,6 +137,11 @@ class Manager:
     def forget_job(self, job_id: str) -> None:
         """A job's files are closed."""
         self.jobs.pop(job_id, None)
+
+    def tell_all(self, message: ManagerMessage) -> None:
+        """Send to all workers that are here."""
+        for worker_id in self.scheduler.state.workers:
+            self._link.send(worker_id, message)
 
     def rows_arrived(self, job: StreamJob) -> None:
         """A client sent rows, or said that there are no more."""
@@ -185,7 +192,7 @@ class Manager:
             case do.DropWorker(worker_id, reason):
                 self._link.drop(worker_id, reason)
                 self._keeper.give_up(worker_id)
-                self._acks.pop(worker_id, None)
+                self._forget_worker(worker_id)
             case do.Note():
                 self.note(decision.level, decision.text, decision.subject)
 
@@ -252,9 +259,11 @@ class Manager:
         belief = self.scheduler.state.jobs.get(rows.job)
         if job is None or belief is None:
             return
+        # An earlier manager of this job may have handed out rows that this one has not read yet.
+        upto = max(job.read_upto, job.known_upto)
         fresh: list[Span] = []
         for start, stop in rows.chunk.spans:
-            fresh += belief.done.missing(start, min(stop, job.read_upto))
+            fresh += belief.done.missing(start, min(stop, upto))
         chunk = rows.chunk
         if span_count(fresh) != chunk.count:
             if not fresh:
@@ -326,21 +335,18 @@ class Manager:
                 self.put(ev.WorkerHeard(worker_id, started))
             case Reported(resident=resident):
                 self.ledger.resident(worker_id, resident, self.name_of(resident.variant))
-                self.put(ev.ReplicaReported(worker_id, _fact(resident)))
+                self.put(ev.ReplicaReported(worker_id, facts.replica_fact(resident)))
+            case Kept(copy=copy):
+                self.put(ev.CopyReported(worker_id, facts.copy_fact(copy)))
             case Returned(lease=lease, spans=spans):
                 self.put(ev.RowsReturned(worker_id, lease, tuple(spans)))
             case Died():
-                self.put(
-                    ev.ReplicaDied(
-                        worker_id, message.device, message.variant, message.rows, message.started, message.reason
-                    )
-                )
+                self.ledger.forget_replica(worker_id, message.replica)
+                self.put(facts.died(worker_id, message))
             case LoadFailed():
-                helps = verdict(message.kind)
-                permanent, crowded = helps is Retry.NEVER, helps is Retry.LATER
-                failed = ev.LoadFailed(worker_id, message.device, message.variant, permanent, message.reason, crowded)
-                self.put(failed)
+                self.put(facts.load_failed(worker_id, message))
             case Stopped():
+                self.ledger.forget_replica(worker_id, message.replica)
                 self.put(ev.ReplicaStopped(worker_id, message.device, message.variant))
             case Leaving():
                 self.put(ev.WorkerLeaving(worker_id, message.reason))
@@ -354,18 +360,25 @@ class Manager:
                 "warning", f"{join.worker} speaks version {join.version}, not {VERSION}: it can't join", join.worker
             )
             return
+        self._forget_worker(join.worker)
         self._link.send(join.worker, Welcome(epoch=self.epoch))
-        for job in self.jobs.values():
-            job.sent_to.discard(join.worker)
         self._keeper.joined(join.worker)
-        devices = tuple(Device(device.id, device.kind, device.memory_bytes) for device in join.devices)
-        facts = tuple(_fact(resident) for resident in join.residents if resident.variant in self.contexts)
-        self.put(ev.WorkerJoined(join.worker, join.pid, join.host, devices, facts))
+        self.ledger.inventory(join.worker, join.residents)
+        self.contexts = facts.contexts_in(join) | self.contexts
+        self.put(facts.joined(join, self.contexts))
 
     def _worker_gone(self, worker_id: str, reason: str) -> None:
-        self._acks.pop(worker_id, None)
+        self._forget_worker(worker_id)
+        self._keeper.left(worker_id)
         how = self._look_after_pilots().get(worker_id)
         self.put(ev.WorkerLost(worker_id, how or reason))
+
+    def _forget_worker(self, worker_id: str) -> None:
+        """What was kept for a worker's connection is void."""
+        self._acks.pop(worker_id, None)
+        self.ledger.forget_worker(worker_id)
+        for job in self.jobs.values():
+            job.sent_to.discard(worker_id)
 
     def _look_after_pilots(self) -> dict[str, str]:
         return self._keeper.look()
@@ -377,10 +390,13 @@ class Manager:
     # --- time
 
     async def _tick(self) -> None:
-        synced = time.monotonic()
+        synced = forgot = time.monotonic()
         while True:
             self._look_after_pilots()
             self.put(ev.Tick())
+            if time.monotonic() - forgot >= FORGET_S:
+                forgot = time.monotonic()
+                self._forget_contexts()
             if time.monotonic() - synced >= SYNC_S:
                 synced = time.monotonic()
                 for job in self.jobs.values():
@@ -407,29 +423,14 @@ class Manager:
         finally:
             self._syncs.pop(job.job_id, None)
 
+    def _forget_contexts(self) -> None:
+        """Drop the contexts that the scheduler has forgotten."""
+        known = self.scheduler.state.variants
+        for variant_id in self.contexts.keys() - known:
+            del self.contexts[variant_id]
+
     async def settled(self, job_id: str) -> None:
         """Wait until nothing writes to a job's files in the background."""
         task = self._syncs.get(job_id)
         if task is not None:
             await asyncio.gather(task, return_exceptions=True)
-
-
-def variant_of(variant_id: str, context: Context) -> Variant:
-    """A variant as the machines know it."""
-    return Variant(variant_id, context.name, context.memory_bytes, has_files=context.model_path is not None)
-
-
-def _fact(resident: Resident) -> ev.ReplicaFact:
-    return ev.ReplicaFact(
-        resident.device,
-        resident.variant,
-        resident.replica,
-        ReplicaState(resident.state),
-        resident.wanted,
-        resident.memory_bytes,
-        resident.attachment_bytes,
-        resident.origin,
-        resident.load_s,
-        resident.pid,
-        resident.stages,
-    )

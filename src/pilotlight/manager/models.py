@@ -45,9 +45,18 @@ def resolve_request(request: JobRequest) -> JobRequest:
     Python and echo contexts are left alone, and so is a context that has its identity. Raises `ModelNotFound`.
     Blocks: it may download. Equal requests give equal results.
     """
-    context = request.context
-    if context.runtime in {"python", "echo"} or context.identity or context.model_path is None:
+    context = resolve_context(request.context)
+    if context is request.context or context.model_path is None:
         return request
+    operation = sampling.effective(context.model_path, request.operation)
+    return msgspec.structs.replace(request, context=context, operation=operation)
+
+
+def resolve_context(context: Context) -> Context:
+    """The context with its model's folder and identity filled in; itself where nothing is to be filled in. As
+    `resolve_request`."""
+    if context.runtime in {"python", "echo"} or context.identity or context.model_path is None:
+        return context
     options = dict(context.options)
     revision = options.pop("revision", None)
     code = bool(options.get("trust_remote_code"))
@@ -55,7 +64,7 @@ def resolve_request(request: JobRequest) -> JobRequest:
     runtime = _RUNTIME_OF_AUTO if context.runtime == "auto" else context.runtime
     with _readable(context.model_path):
         memory_bytes = context.memory_bytes or weight_bytes(Path(path))
-    resolved = Context(
+    return Context(
         runtime=runtime,
         name=name,
         identity=identity,
@@ -63,8 +72,6 @@ def resolve_request(request: JobRequest) -> JobRequest:
         options=options,
         memory_bytes=memory_bytes,
     )
-    operation = sampling.effective(path, request.operation)
-    return msgspec.structs.replace(request, context=resolved, operation=operation)
 
 
 def resolve(model: str, revision: str | None = None, *, with_code: bool = False) -> Resolved:

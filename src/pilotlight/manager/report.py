@@ -1,21 +1,53 @@
-"""What made a job's answers, for its report: the versions of the libraries, and digests of the templates.
+"""A run's report: what was asked for, where and when it ran, and what made its answers.
 
-Nothing is imported: versions come from the packages' metadata, templates from the model's folder.
+What made them: the versions of the libraries, and digests of the templates. Nothing is imported for that: versions
+come from the packages' metadata, templates from the model's folder. What the output says of itself (rows, errors,
+digests) is added by `io/workfolder.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import platform
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
-from pilotlight.wire import JobRequest
+from pilotlight import __version__
+from pilotlight.manager.jobs import PathJob
+from pilotlight.views import Totals
+from pilotlight.wire import JobRequest, PathInput, PoolSpec
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
+
+
+def run_report(job: PathJob, spec: PoolSpec, totals: Totals) -> dict[str, Any]:
+    """What a run's report says; see the module's text. Reads the model's folder."""
+    request = job.request
+    assert isinstance(request.input, PathInput)
+    context = {k: v for k, v in msgspec.to_builtins(request.context).items() if k != "load"}
+    return {
+        "pilotlight": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.began_s)),
+        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "wall_s": round(time.monotonic() - job.began_monotonic_s, 3),
+        "arguments": request.arguments,
+        "inputs": request.input.paths,
+        "context": {**context, "id": request.context.id},
+        "operation": {**msgspec.to_builtins(request.operation), "id": request.operation.id},
+        "made_with": made_with(request),
+        "rows_resumed": job.rows_resumed,
+        "job": job.job_id,
+        "pool_name": spec.name,
+        "log_dir": spec.log_dir,
+        "pool": msgspec.to_builtins(totals),
+    }
 
 
 def made_with(request: JobRequest) -> dict[str, Any]:

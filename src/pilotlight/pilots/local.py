@@ -1,14 +1,20 @@
-"""Local pilots: workers as child processes of the manager, on its own machine. `ports.PilotProvider`."""
+"""Local pilots: workers as processes of the manager's own machine. `ports.PilotProvider`.
+
+A pilot's id is `pid:start:slot`: the process, when it started (so that a process id that was given out again is never
+taken for it), and its share of the machine. What an earlier manager started is not our child: its end is seen through a
+pidfd where the system has them, else by looking.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+import select
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from pilotlight.core.errors import PilotlightError
@@ -16,13 +22,80 @@ from pilotlight.core.errors import PilotlightError
 END_S_MAX = 5.0
 CANCEL_S_MAX = 2.0
 """How long a cancelled worker may take before it is killed."""
+LOOK_S = 0.02
 
 
-@dataclass(slots=True)
-class _Pilot:
-    process: subprocess.Popen[bytes]
-    slot: int
-    kill_at_s: float = math.inf
+class _Pilot(ABC):
+    def __init__(self, pid: int, slot: int) -> None:
+        self.pid = pid
+        self.slot = slot
+        self.kill_at_s = math.inf
+
+    @abstractmethod
+    def ended(self) -> str:
+        """How it ended; empty while it runs."""
+
+    @abstractmethod
+    def signal(self, number: signal.Signals) -> None:
+        """Signal it, and nobody else."""
+
+    def kill(self) -> None:
+        """Kill it and its group, of which it is the leader."""
+        if not self.ended():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to let go of
+        """Let go of it."""
+
+
+class _Child(_Pilot):
+    def __init__(self, process: subprocess.Popen[bytes], slot: int) -> None:
+        super().__init__(process.pid, slot)
+        self._process = process
+
+    def ended(self) -> str:
+        status = self._process.poll()
+        return "" if status is None else _how(status)
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)  # none is sent to one that was reaped
+
+
+class _Adopted(_Pilot):
+    def __init__(self, pid: int, slot: int, started: str) -> None:
+        """Raises ProcessLookupError if that very process is gone."""
+        super().__init__(pid, slot)
+        self._started = started
+        self._fd = -1
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(PermissionError, NotImplementedError):
+                self._fd = os.pidfd_open(pid)
+        if not started or _started(pid) != started:
+            self.close()
+            raise ProcessLookupError
+
+    def ended(self) -> str:
+        return "its process is gone" if self._gone() else ""
+
+    def _gone(self) -> bool:
+        if self._fd < 0:
+            return _started(self.pid) != self._started
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)  # pidfd_open(2): readable when the process has ended
+        return bool(poll.poll(0))
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._fd >= 0:
+                signal.pidfd_send_signal(self._fd, number)
+            elif not self.ended():
+                os.kill(self.pid, number)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class LocalProvider:
@@ -53,45 +126,66 @@ class LocalProvider:
                 )
         except OSError as error:
             raise PilotlightError(f"a worker can't be started: {error}") from error
-        self._pilots[str(process.pid)] = _Pilot(process, free[0])
-        return str(process.pid)
+        pilot_id = f"{process.pid}:{_started(process.pid)}:{free[0]}"
+        self._pilots[pilot_id] = _Child(process, free[0])
+        return pilot_id
+
+    def adopt(self, pilot_id: str) -> bool:
+        """See `ports.PilotProvider`."""
+        try:
+            pid, started, slot = pilot_id.split(":")
+            self._pilots[pilot_id] = _Adopted(int(pid), int(slot), started)
+        except (ValueError, OSError):
+            return False
+        return True
 
     def poll(self) -> dict[str, str]:
         """See `ports.PilotProvider`."""
         ended: dict[str, str] = {}
         for pilot_id, pilot in list(self._pilots.items()):
             if time.monotonic() >= pilot.kill_at_s:
-                _kill(pilot.process.pid)
-            status = pilot.process.poll()
-            if status is not None:
+                pilot.kill()
+            if how := pilot.ended():
+                pilot.close()
                 del self._pilots[pilot_id]
-                ended[pilot_id] = _how(status)
+                ended[pilot_id] = how
         return ended
 
     def cancel(self, pilot_id: str) -> None:
         """See `ports.PilotProvider`."""
         pilot = self._pilots.get(pilot_id)
         if pilot is not None:
-            pilot.process.terminate()
+            pilot.signal(signal.SIGTERM)
             pilot.kill_at_s = min(pilot.kill_at_s, time.monotonic() + CANCEL_S_MAX)  # `poll` sees to it
 
     def close(self) -> None:
         """See `ports.PilotProvider`."""
-        deadline = time.monotonic() + END_S_MAX
         for pilot in self._pilots.values():
-            pilot.process.terminate()
-        for pilot in self._pilots.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                pilot.process.wait(max(0.0, deadline - time.monotonic()))
-            if pilot.process.poll() is None:
-                _kill(pilot.process.pid)
-                pilot.process.wait()
-        self._pilots.clear()
+            pilot.signal(signal.SIGTERM)
+            pilot.kill_at_s = time.monotonic() + END_S_MAX
+        while self._pilots:
+            self.poll()
+            time.sleep(LOOK_S)
 
 
-def _kill(leader: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
+def _started(pid: int) -> str:
+    """When a process started, in the system's own words; empty if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except FileNotFoundError:
+        return "" if Path("/proc/self/stat").exists() else _started_elsewhere(pid)
+    except ProcessLookupError:
+        return ""
+    return "" if fields[0] == b"Z" else fields[19].decode()  # proc_pid_stat(5): fields 3 and 22
+
+
+def _started_elsewhere(pid: int) -> str:
+    import psutil
+
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.Error:
+        return ""
 
 
 def _how(status: int) -> str:
