@@ -27,11 +27,22 @@ def tell(what: str, **more: object) -> None:
     print(json.dumps({"what": what, "at_s": time.monotonic(), **more}), flush=True)
 
 
+def import_libraries() -> None:
+    """What loading the bundled model needs; transformers imports its parts when they are looked at."""
+    import torch  # noqa: F401
+    import transformers
+    import transformers.models.llama.modeling_llama
+
+    assert transformers.AutoModelForCausalLM is not None
+    assert transformers.AutoTokenizer is not None
+
+
 class Verifier:
     """Tokenizer and model, loaded. Labels are compared by their summed log-likelihoods after a prompt, which is read
     once; its keys and values are kept for the labels."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, speed: float) -> None:
+        import_libraries()
         import torch
         import transformers
 
@@ -43,7 +54,8 @@ class Verifier:
         self.labels: list[list[int]] = [
             self.tokenizer.encode(f" {label}", add_special_tokens=False) for label in LABELS
         ]
-        tell("loaded", load_s=time.monotonic() - began_s)
+        time.sleep((time.monotonic() - began_s) * (1 / speed - 1))
+        tell("loaded")
 
     def lengths(self, prompts: list[str]) -> list[int]:
         encoded: list[list[int]] = self.tokenizer(prompts)["input_ids"]
@@ -131,21 +143,16 @@ def main() -> None:
         work(verifier, rows, out, arguments.speed)
 
     if arguments.mode == "serve":
-        import transformers
-
-        # They are imported when they are looked at.
-        assert transformers.AutoModelForCausalLM is not None
-        assert transformers.AutoTokenizer is not None
-        tell("ready")
+        import_libraries()
         for line in sys.stdin:
             start, stop, out = line.rstrip("\n").split("\t")
-            do(int(start), int(stop), Path(out), Verifier(arguments.model))
+            do(int(start), int(stop), Path(out), Verifier(arguments.model, arguments.speed))
             tell("finished")
         return
     if arguments.mode == "shard":
         mend(arguments.out)
     first, last = arguments.rows
-    do(first, last, arguments.out, Verifier(arguments.model))
+    do(first, last, arguments.out, Verifier(arguments.model, arguments.speed))
     tell("finished")
 
 
