@@ -89,9 +89,10 @@ class Asleep(Message, frozen=True, kw_only=True):
 
 
 class Working(Message, frozen=True, kw_only=True):
-    """From a replica, at most once a second: a step ended and finished no row."""
+    """From a replica, at most once a second: a step ended and finished no row. wanted: its wish now; 0: as it was."""
 
     started: int
+    wanted: int = 0
 
 
 class Failed(Message, frozen=True, kw_only=True):

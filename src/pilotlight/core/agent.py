@@ -118,10 +118,9 @@ class Agent:
     ) -> None:
         """What only concerns what is held, and how near."""
         match event:
-            case ev.ReplicaProgressed(replica_id, started):
+            case ev.ReplicaProgressed(replica_id, started, wanted):
                 if replica_id in self.replicas:
-                    self.replicas[replica_id].begun = started
-                    self.replicas[replica_id].progress_at_s = self._now
+                    self._progressed(self.replicas[replica_id], started, wanted)
                 return
             case ev.ReplicaSlept(replica_id, memory_bytes):
                 if replica_id in self.replicas:
@@ -207,6 +206,14 @@ class Agent:
         ):
             self._feed(replica)
             self._settle()
+
+    def _progressed(self, replica: Held, started: int, wanted: int) -> None:
+        replica.begun = started
+        replica.progress_at_s = self._now
+        if wanted and wanted != replica.wanted and replica.state is ReplicaState.LIVE:
+            replica.wanted = wanted
+            self._out.append(SendResident(replica.replica_id))
+            self._feed(replica)
 
     def _finished(self, event: ev.RowsFinished) -> None:
         replica = self.replicas.get(event.replica_id)

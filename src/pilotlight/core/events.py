@@ -297,10 +297,11 @@ class ReplicaSlept:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaProgressed:
-    """A replica of ours finished a step, and no row with it."""
+    """A replica of ours finished a step, and no row with it. wanted: how many rows it wants now; 0: as it was."""
 
     replica_id: ReplicaId
     started: int
+    wanted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

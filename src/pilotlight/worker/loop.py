@@ -245,7 +245,7 @@ class AgentLoop:
             case Finished():
                 self._finished(replica_id, message)
             case Working():
-                self._handle(ev.ReplicaProgressed(replica_id, message.started))
+                self._handle(ev.ReplicaProgressed(replica_id, message.started, message.wanted))
             case Live():
                 process = self._servers.processes.get(replica_id)
                 self._copies.loaded(replica_id)

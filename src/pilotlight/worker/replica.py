@@ -224,7 +224,7 @@ class Replica:
         if not self._batches:
             if model.pending and now - self._said_s >= WORKING_EVERY_S:
                 self._said_s = now
-                self._pipe.send(Working(started=model.started))
+                self._pipe.send(Working(started=model.started, wanted=max(1, model.wanted)))
             return
         self._said_s = now
         total = sum(len(batch.lines) for batch in self._batches.values())
