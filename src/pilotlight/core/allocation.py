@@ -118,7 +118,7 @@ class Allocation:
         if hungry:
             rows = min(target - outstanding, self._limit(worker, variant_id, jobs))
             if rows > 0:
-                self._share_out(worker, variant_id, hungry, rows)
+                self._share_out(worker, variant_id, hungry, rows, target)
             return
         outstanding = worker.outstanding.get(variant_id, 0)
         if outstanding <= capacity // 2 and self._steal(worker, variant_id):
@@ -132,13 +132,17 @@ class Allocation:
             job.hedged.update(spans)
             self._grant(worker, state.open_lease(job, worker, spans, self._now, hedge=True), "another worker is late")
 
-    def _share_out(self, worker: Worker, variant_id: VariantId, hungry: list[Job], rows: int) -> None:
-        """Grant rows to a worker, divided among jobs that have some."""
+    def _share_out(self, worker: Worker, variant_id: VariantId, hungry: list[Job], rows: int, target: int) -> None:
+        """Grant rows to a worker that should hold `target`, divided among jobs that have some."""
         if not worker.outstanding.get(variant_id):  # it was idle: its rate is measured from now
             worker.rate_since_s[variant_id], worker.rate_rows[variant_id] = self._now, 0
         clock = self._clocks.get(variant_id, 0.0)
         self._clocks[variant_id] = max(clock, min(job.virtual_time for job in hungry))
-        for job, count in sharing.divide(hungry, rows, clock):
+        most: dict[JobId, int] = {}
+        if len(hungry) > 1:
+            appetite = max(job.appetite for job in hungry)
+            most = sharing.last_rows(self._state, hungry, worker, min(1.0, target / max(appetite, 1)))
+        for job, count in sharing.divide(hungry, rows, clock, most):
             lease = self._state.open_lease(job, worker, job.pending.take(count), self._now)
             self._grant(worker, lease, "it has room")
             self.read(job, weigh=False)
@@ -224,13 +228,15 @@ class Allocation:
         """
         if job.job_id in self._unread and (job.read_upto or job.exhausted):
             self.place()
-        if job.exhausted or job.reading or job.state is not JobState.RUNNING:
+        if job.state is not JobState.RUNNING:
             return
         if weigh:
             job.appetite = sum(
                 self._target(worker, job.variant_id, worker.capacity(job.variant_id, self._now))
                 for worker in self._state.live_workers()
             )
+        if job.exhausted or job.reading:
+            return
         rows = sizing.read_rows(len(job.pending), job.appetite)
         if rows:
             job.reading = True

@@ -8,8 +8,9 @@ began: a job that comes, or comes back, starts there, so that it neither owes no
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import ceil
 
-from pilotlight.core.model import Job, Lease, Worker
+from pilotlight.core.model import Job, JobId, Lease, Worker
 from pilotlight.core.state import State
 from pilotlight.core.transitions import LeaseState
 
@@ -22,9 +23,14 @@ def starting_clock(running: Iterable[Job]) -> float:
     return min((job.virtual_time for job in running), default=0.0)
 
 
-def divide(jobs: list[Job], rows: int, clock: float = 0.0) -> list[tuple[Job, int]]:
+def divide(
+    jobs: list[Job], rows: int, clock: float = 0.0, most: dict[JobId, int] | None = None
+) -> list[tuple[Job, int]]:
     """Who gets how many of `rows`, given jobs of one context that have pending rows, and the context's clock: the least
-    of theirs when it was last divided. The furthest behind comes first. Advances their clocks."""
+    of theirs when it was last divided. The furthest behind comes first. Advances their clocks.
+
+    most: what some of these jobs may get at most (`last_rows`).
+    """
     if len(jobs) == 1:
         count = min(rows, len(jobs[0].pending))
         jobs[0].virtual_time = max(jobs[0].virtual_time, clock) + count / jobs[0].weight
@@ -32,42 +38,55 @@ def divide(jobs: list[Job], rows: int, clock: float = 0.0) -> list[tuple[Job, in
     for job in jobs:
         job.virtual_time = max(job.virtual_time, clock)
     grain = max(rows // 8, 1)
-    shares: dict[str, int] = {}
-    by_id = {job.job_id: job for job in jobs}
+    shares: dict[JobId, int] = {}
+    room = {job.job_id: len(job.pending) for job in jobs}
+    room.update(most or {})
     while rows > 0:
-        hungry = [job for job in jobs if len(job.pending) > shares.get(job.job_id, 0)]
+        hungry = [job for job in jobs if room[job.job_id] > 0]
         if not hungry:
             break
-        job = min(hungry, key=lambda job: job.virtual_time)
-        count = min(grain, rows, len(job.pending) - shares.get(job.job_id, 0))
+        job = min(hungry, key=lambda job: (job.virtual_time, bool(job.leases)))
+        count = min(grain, rows, room[job.job_id])
         shares[job.job_id] = shares.get(job.job_id, 0) + count
+        room[job.job_id] -= count
         job.virtual_time += count / job.weight
         rows -= count
+    by_id = {job.job_id: job for job in jobs}
     return [(by_id[job_id], count) for job_id, count in shares.items()]
+
+
+def last_rows(state: State, jobs: list[Job], worker: Worker, part: float) -> dict[JobId, int]:
+    """How many of the last rows of jobs that share a context a worker may get: all workers are to do them at once.
+
+    part: of all rows that workers should hold, those of this worker. Jobs with more than that left are not limited.
+    """
+    most: dict[JobId, int] = {}
+    for job in jobs:
+        if job.exhausted and len(job.pending) <= job.appetite:
+            held = [state.leases[lease_id] for lease_id in worker.leases]
+            own = sum(len(lease.open) for lease in held if lease.job_id == job.job_id)
+            left = len(job.pending) + sum(len(state.leases[lease_id].open) for lease_id in job.leases)
+            most[job.job_id] = min(len(job.pending), max(0, ceil(left * part) - own))
+    return most
 
 
 def make_way(state: State, job: Job, now: float) -> list[Lease]:
     """Leases of other jobs to ask back, so that a job that holds nothing does not wait for slow replicas to work off
-    what they were given before it came. No more than it needs for its share."""
+    what they were given before it came. Of no more workers than it has rows."""
     rivals = {other.job_id: other for other in state.jobs_of(job.variant_id) if other is not job and other.leases}
-    share = job.weight / (job.weight + sum(other.weight for other in rivals.values()))
-    missing = float(len(job.pending))
+    workers = [worker for worker in state.live_workers() if worker.capacity(job.variant_id, now)]
+    workers.sort(key=lambda worker: -worker.rate.get(job.variant_id, 0.0))
     found: list[Lease] = []
-    for worker in sorted(state.live_workers(), key=lambda worker: -worker.rate.get(job.variant_id, 0.0)):
-        capacity = worker.capacity(job.variant_id, now)
-        if missing <= 0.0:
-            break
-        if capacity:
-            missing -= max(1.0, 2.0 * capacity * share)
-            if _makes_wait(state, worker, job, capacity, now):
-                leases = [state.leases[lease_id] for lease_id in worker.leases]
-                found += [lease for lease in leases if lease.job_id in rivals and _may_ask(lease)]
+    for worker in workers[: len(job.pending)] if rivals else ():
+        if _makes_wait(state, worker, job, now):
+            leases = [state.leases[lease_id] for lease_id in worker.leases]
+            found += [lease for lease in leases if lease.job_id in rivals and _may_ask(lease)]
     return found
 
 
-def _makes_wait(state: State, worker: Worker, job: Job, capacity: int, now: float) -> bool:
+def _makes_wait(state: State, worker: Worker, job: Job, now: float) -> bool:
     """Whether rows given to a worker now would wait for long behind rows that it has not begun."""
-    waiting = worker.outstanding.get(job.variant_id, 0) - capacity
+    waiting = worker.outstanding.get(job.variant_id, 0) - worker.capacity(job.variant_id, now)
     if waiting <= 0:
         return False
     rate = worker.rate.get(job.variant_id)
