@@ -1,0 +1,137 @@
+"""The agent's copies: one event for each wish, loans that nothing takes away, and an end that waits for no disk."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+
+import pytest
+
+from pilotlight.core import events as ev
+from pilotlight.core.transitions import Level
+from pilotlight.worker import filecopy
+from pilotlight.worker.cache import Cache
+from pilotlight.worker.copies import Copies, CopyEvent
+from pilotlight.worker.parking import Parking
+
+WITHIN_S = 30.0
+
+
+class Bench:
+    """Copies over a cache of their own, and what they told."""
+
+    def __init__(self, folder: Path, read: filecopy.Read = filecopy.read) -> None:
+        self.cache = Cache(folder / "cache", read=read)
+        self.parking = Parking(folder / "scratch", folder / "notes", self.cache.stop, lambda: 1 << 40)
+        self.told: asyncio.Queue[CopyEvent] = asyncio.Queue()
+        self.copies = Copies(self.cache, self.parking, self.told.put_nowait)
+        self.model = folder / "m"
+        self.model.mkdir()
+        (self.model / "config.json").write_bytes(b"{}")
+        (self.model / "model.safetensors").write_bytes(b"w" * 1000)
+
+    async def next(self) -> CopyEvent:
+        return await asyncio.wait_for(self.told.get(), WITHIN_S)
+
+    async def make(self, level: Level) -> ev.CopyMade:
+        self.copies.make("v", level, str(self.model))
+        made = await self.next()
+        assert isinstance(made, ev.CopyMade)
+        assert made.level is level
+        return made
+
+
+def play(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
+    asyncio.run(scenario())
+
+
+def test_a_parked_copy_stays_until_it_is_loaded(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        bench = Bench(tmp_path)
+        await bench.make(Level.PARKED)
+        path = await bench.copies.borrow("w.1", "v", "parked")
+        assert path is not None
+        bench.copies.drop("v", Level.PARKED)
+        bench.copies.make("v", Level.STAGED, str(bench.model))
+        assert isinstance(await bench.next(), ev.CopyMade), "what was asked for later came first"
+        assert (path / "model.safetensors").read_bytes() == b"w" * 1000
+        bench.copies.loaded("w.1")
+        assert await bench.next() == ev.CopyGone("v", Level.PARKED)
+        assert not path.exists()
+        await bench.copies.close()
+
+    play(scenario)
+
+
+def test_a_staged_copy_is_lent_until_its_replica_ends(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        bench = Bench(tmp_path)
+        await bench.make(Level.STAGED)
+        path = await bench.copies.borrow("w.1", "v", "staged")
+        assert path is not None
+        bench.copies.loaded("w.1")
+        assert not bench.cache.drop("v")
+        bench.copies.ended("w.1")
+        bench.copies.unstage("v")
+        assert await bench.next() == ev.CopyGone("v", Level.STAGED)
+        assert await bench.copies.borrow("w.2", "v", "staged") is None
+        assert await bench.next() == ev.CopyGone("v", Level.STAGED)
+        assert await bench.copies.borrow("w.3", "v", "cold") is None
+        await bench.copies.close()
+
+    play(scenario)
+
+
+def test_what_other_workers_evicted_is_noticed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        bench = Bench(tmp_path)
+        await bench.make(Level.STAGED)
+        bench.copies.look(["v"])
+        bench.copies.look(["v"])
+        await bench.copies.borrow("w.1", "v", "staged")
+        assert bench.told.empty()
+        bench.copies.ended("w.1")
+        assert bench.cache.drop("v")
+        while bench.told.empty():
+            bench.copies.look(["v"])
+            await asyncio.sleep(0.01)
+        assert await bench.next() == ev.CopyGone("v", Level.STAGED)
+        await bench.copies.close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("level", [Level.STAGED, Level.PARKED])
+def test_a_failure_has_a_reason(tmp_path: Path, level: Level) -> None:
+    async def scenario() -> None:
+        bench = Bench(tmp_path)
+        bench.copies.make("v", level, str(tmp_path / "nowhere"))
+        failed = await bench.next()
+        assert isinstance(failed, ev.CopyFailed)
+        assert "nowhere can't be read: No such file or directory" in failed.reason
+        await bench.copies.close()
+
+    play(scenario)
+
+
+def test_a_disk_that_hangs_keeps_no_worker_from_ending(tmp_path: Path) -> None:
+    hangs, answers = threading.Event(), threading.Event()
+
+    def read(fd: int) -> Iterator[memoryview]:
+        hangs.set()
+        assert answers.wait(WITHIN_S)
+        yield from filecopy.read(fd)
+
+    async def scenario() -> None:
+        bench = Bench(tmp_path, read)
+        bench.copies.make("v", Level.STAGED, str(bench.model))
+        while not hangs.is_set():
+            await asyncio.sleep(0.01)
+        await bench.copies.close()
+        assert bench.told.empty()
+
+    play(scenario)
+    assert not answers.is_set()
+    answers.set()
