@@ -127,8 +127,7 @@ def test_a_disk_that_hangs_keeps_no_worker_from_ending(tmp_path: Path) -> None:
     async def scenario() -> None:
         bench = Bench(tmp_path, read)
         bench.copies.make("v", Level.STAGED, str(bench.model))
-        while not hangs.is_set():
-            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(hangs.wait, WITHIN_S)
         await bench.copies.close()
         assert bench.told.empty()
 
