@@ -117,12 +117,14 @@ class Greeting(Message, frozen=True, kw_only=True):
 
 class Accepted(Message, frozen=True, kw_only=True):
     """The job exists. `rows_done`: rows found finished from an earlier run. `complete`: nothing is left to do;
-    `JobEnded` follows at once. `request`: the job as the manager resolved it (sampling filled in)."""
+    `JobEnded` follows at once. `joined`: it ran already. `request`: the job as the manager resolved it (sampling
+    filled in)."""
 
     ticket: int
     job: str
     rows_done: int = 0
     complete: bool = False
+    joined: bool = False
     request: JobRequest
 
 

@@ -258,6 +258,7 @@ class Submissions:
                 job=files.job_id,
                 rows_done=files.rows_resumed,
                 complete=complete,
+                joined=files.job_id in self._manager.jobs,
                 request=files.request,
             )
         )
