@@ -71,7 +71,7 @@ def load_tokenizer(context: Context) -> tuple[Any, Any, int]:
         config = transformers.AutoConfig.from_pretrained(path, **arguments)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **arguments)
     except Exception as error:
-        raise LoadError(f"The config or tokenizer of {context.name} can't be read: {one_line(error)}") from error
+        raise LoadError(f"The config or tokenizer of {context.name} can't be read: {_said(context, error)}") from error
     return config, tokenizer, _max_model_len(context, config)
 
 
@@ -100,7 +100,7 @@ def load(context: Context, device: DeviceSpec) -> Loaded:
         if target.type == "cuda":
             torch.cuda.synchronize()
     except Exception as error:
-        raise LoadError(f"{context.name} can't be loaded: {one_line(error)}") from error
+        raise LoadError(f"{context.name} can't be loaded: {_said(context, error)}") from error
     if network.get_output_embeddings() is None:
         raise LoadError(f"{context.name} is no causal language model: it has no output layer over tokens.")
     stages = {"read": read_s - start_s, "to_device": time.monotonic() - read_s}
@@ -148,7 +148,7 @@ def eos_ids(loaded: Loaded) -> frozenset[int]:
 
 def _folder(context: Context) -> str:
     if not context.model_path or not Path(context.model_path).is_dir():
-        raise LoadError(f"The model folder {context.model_path} of {context.name} is not there.")
+        raise LoadError(f"The model folder of {context.name} is not there.")
     return context.model_path
 
 
@@ -178,6 +178,12 @@ def _max_model_len(context: Context, config: Any) -> int:
 def _quiet(transformers: Any) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def _said(context: Context, error: BaseException) -> str:
+    """A library's words, with the model's name where they have the folder that it was loaded from this time."""
+    text = one_line(error)
+    return text.replace(context.model_path, context.name) if context.model_path else text
 
 
 def one_line(error: BaseException) -> str:

@@ -31,7 +31,7 @@ from pilotlight.runtimes.transformers.sampling import BadSampling, chooser
 from pilotlight.runtimes.transformers.sharing import Window, worth_keeping
 from pilotlight.runtimes.transformers.text import StopWatch
 from pilotlight.runtimes.transformers.waiting import Waiting
-from pilotlight.wire import Context, DeviceSpec, Operation
+from pilotlight.wire import Context, DeviceSpec, Operation, Sampling
 
 STEP_S = 0.25
 TOKENS_MAX_CPU, TOKENS_START_CUDA, TOKENS_MAX_CUDA = 1 << 14, 1 << 13, 1 << 17
@@ -48,6 +48,8 @@ MEMORY_UNKNOWN = 5 << 30
 PASSES_SAVED = 2
 """A prefix is worth keeping if it saves so many passes: its own, and one that is less full because of it."""
 WARM_TOKENS = 32
+CUDA_CONTEXT_BYTES = 400 << 20
+"""A guess at what a process's CUDA context and loaded kernels take, which torch does not count."""
 
 
 @dataclass(slots=True)
@@ -120,6 +122,7 @@ class TransformersModel:
         self._prefixes = Prefixes(self._network, token_bytes=token_bytes, bytes_max=prefix_bytes_max)
         self._paced: int | None = None
         """Rows that the last step answered."""
+        self._rehearse()
         self._stages = {**loaded.stages, "warm": time.monotonic() - start_s}
 
     @property
@@ -134,9 +137,9 @@ class TransformersModel:
 
     @property
     def memory_bytes(self) -> int:
-        """What torch holds on a GPU; weights and caches on CPUs."""
+        """What torch holds on a GPU, and a guess at what CUDA takes; weights (mapped or not) and caches on CPUs."""
         if self._network.device.type == "cuda":
-            return torch.cuda.memory_reserved(self._network.device)
+            return torch.cuda.memory_reserved(self._network.device) + CUDA_CONTEXT_BYTES
         return self._network.weight_bytes + self._decoder.memory_bytes + self.attachment_bytes
 
     @property
@@ -433,6 +436,16 @@ class TransformersModel:
     def _too_large(self, rows: Sequence[Any]) -> str:
         tokens = max((len(row.ids) for row in rows), default=0)
         return f"Out of memory: a row of {tokens} tokens, alone, needs more than there is on this device."
+
+    def _rehearse(self) -> None:
+        """One request of our own, on the way of all others: what is made at first use is made now."""
+        operation = Operation(kind="generate", sampling=Sampling(max_tokens=2, temperature=0.0, ignore_eos=True))
+        self.add(operation, [Row(0, 0, {"prompt": "Hello"})])
+        while self.pending:
+            self.step()
+        self.forget(operation)
+        self._answered = self._added = 0
+        self._generated, self._row_tokens, self._paced = False, None, None
 
     def _warm(self, max_model_len: int) -> tuple[int, float, float]:
         """One request of our own: bytes per token of keys and values, prompt tokens per second, and seconds of the

@@ -33,7 +33,7 @@ class Network:
         """Whether keys and values may be kept, shared and moved by us (`Slots`); `probe.py` may withdraw it."""
         self._keep: Tensor | None = None
         network.get_output_embeddings().register_forward_pre_hook(self._choose)
-        self.weight_bytes = sum(item.numel() * item.element_size() for item in network.parameters())
+        self.weight_bytes = sum(item.numel() * item.element_size() for item in self._tensors())
         self.vocabulary: int = network.get_output_embeddings().weight.shape[0]
         self.layers: int = config.get_text_config(decoder=True).num_hidden_layers
 
