@@ -10,6 +10,9 @@ from pilotlight.core.story.scene import LeaseSeen, Moment, Scene
 from pilotlight.core.story.words import because_text, count_text, duration_text, listed, rows_text
 from pilotlight.core.transitions import JobState
 
+BRIEF_S = 0.1
+"""What took less took no time worth telling."""
+
 
 class JobTeller:
     """Tells of one job."""
@@ -85,7 +88,8 @@ class JobTeller:
     def _flush(self) -> None:
         """Results come in many small steps; they are told as one."""
         if self._fresh:
-            within = f" within {duration_text(self._fresh_to_s - self._fresh_from_s)}"
+            took_s = self._fresh_to_s - self._fresh_from_s
+            within = f" within {duration_text(took_s)}" if took_s >= BRIEF_S else ""
             by = [f"{worker_id} {rows:,}" for worker_id, rows in self._by_worker.items() if worker_id]
             text = f"{count_text(self._fresh, 'row')} answered{within} (by {listed(by)})"
             self._lines.append(Line(self._fresh_from_s, text))
@@ -111,7 +115,8 @@ class JobTeller:
         count = span_count(event.spans)
         first = not self._done
         self._done += count
-        for kind, indices in event.errors.items():
+        told = event.errors if event.worker_id else {}  # those of the manager are counted as they are decided
+        for kind, indices in told.items():
             self._errors[kind] = self._errors.get(kind, 0) + len(indices)
         if first:
             took = duration_text(moment.step.at_s - self._began_s)
@@ -155,7 +160,7 @@ class JobTeller:
             self._say(moment, f"{rows} were leased a second time, to {where}{because_text(lease.why)}")
         elif lease.isolated:
             rows = rows_text(lease.granted)
-            self._say(moment, f"{rows} went to {where}, to run with nothing beside{because_text(lease.why)}")
+            self._say(moment, f"{rows} went to {where}{because_text(lease.why or 'to run with nothing beside them')}")
 
     def _ended(self, moment: Moment, state: JobState, message: str) -> None:
         took = duration_text(moment.step.at_s - self._began_s)

@@ -63,10 +63,10 @@ class LeaseTeller:
 
     def _granted(self, moment: Moment, lease: LeaseSeen) -> None:
         self._lease = lease
-        kind = ", to run with nothing beside them" if lease.isolated else ""
-        kind = ", which another worker has too" if lease.hedge else kind
-        text = f"{rows_text(lease.granted)} of {lease.job_id} were leased to {lease.worker_id}{kind}"
-        self._say(moment, text + because_text(lease.why))
+        kind = "to run with nothing beside them" if lease.isolated else ""
+        kind = "which another worker has too" if lease.hedge else kind
+        text = f"{rows_text(lease.granted)} of {lease.job_id} were leased to {lease.worker_id}"
+        self._say(moment, text + because_text(lease.why or kind))
 
     def _left(self, moment: Moment, spans: list[Span]) -> None:
         event = moment.step.event

@@ -7,10 +7,10 @@ from pilotlight.core.story.scene import Moment, Scene, Want
 from pilotlight.core.story.words import because_text, bytes_text, duration_text, listed
 from pilotlight.core.transitions import Level, ReplicaState
 
-ORIGINS = {
+_ORIGINS = {
     "cold": "from its files",
-    "staged": "from the copy on the machine's disk",
-    "parked": "from the copy in the worker's memory",
+    "staged": "from the copy on disk",
+    "parked": "from the copy in memory",
     "asleep": "by waking up",
 }
 
@@ -34,9 +34,13 @@ def fact_text(scene: Scene, event: ev.ReplicaReported, moment: Moment) -> str:
     if fact.state is ReplicaState.ASLEEP:
         return f"the replica of {name} on {fact.device_id} fell asleep, holding {bytes_text(fact.memory_bytes)}"
     took = f" after {duration_text(fact.load_s)}" if fact.load_s else ""
-    origin = ORIGINS.get(fact.origin, f"from {fact.origin}")
     memory = f", holding {bytes_text(fact.memory_bytes)}" if fact.memory_bytes else ""
-    return f"{name} is live on {fact.device_id}{took}, {origin}{stages_text(fact.stages)}{memory}"
+    return f"{name} is live on {fact.device_id}{took}, {origin_text(fact.origin)}{stages_text(fact.stages)}{memory}"
+
+
+def origin_text(origin: str) -> str:
+    """From where a replica was built."""
+    return _ORIGINS.get(origin, f"from {origin}")
 
 
 def stages_text(stages: dict[str, float]) -> str:

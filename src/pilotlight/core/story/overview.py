@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.ranges import span_count
-from pilotlight.core.story.loads import stages_text
+from pilotlight.core.story.loads import origin_text, stages_text
 from pilotlight.core.story.records import Line, Story
 from pilotlight.core.story.scene import Moment, Scene
 from pilotlight.core.story.words import because_text, bytes_text, count_text, duration_text, listed
@@ -26,6 +26,8 @@ class _Job:
     isolations: int = 0
     attempts: int = 0
     returned: int = 0
+    bereft: int = 0
+    """Rows that were leased to a worker when it was lost."""
 
 
 @dataclass(slots=True)
@@ -108,11 +110,13 @@ class Overview:
                 worker = self._workers.setdefault(worker_id, _Worker(moment.step.at_s))
                 worker.joins += 1
                 worker.fate = ""
+                self._bereave(moment)
             case ev.WorkerLost(worker_id, reason) if worker_id in self._workers:
                 worker = self._workers[worker_id]
                 left = any(isinstance(d, do.Note) and d.text.endswith(" left") for d in moment.step.decisions)
                 after = duration_text(moment.step.at_s - worker.joined_at_s)
                 worker.fate = f"{'left' if left else 'lost'} after {after} ({reason})"
+                self._bereave(moment)
             case ev.ReplicaDied(worker_id) if worker_id in self._workers:
                 self._workers[worker_id].deaths += 1
             case ev.RowsWritten():
@@ -136,6 +140,10 @@ class Overview:
             case _:
                 pass
 
+    def _bereave(self, moment: Moment) -> None:
+        for moved in moment.moved:
+            self._job(moved.lease.job_id).bereft += span_count(moved.spans)
+
     # --- lines
 
     def _job_line(self, job_id: str) -> Line:
@@ -148,6 +156,7 @@ class Overview:
         text = f"{job_id}{name} on {seen.submitted.variant.name}: {state}; {count_text(counts.rows, 'row')} written"
         text += f" in {count_text(counts.leases, 'lease')}"
         extra = [
+            count_text(counts.bereft, "row") + " back in the queue from lost workers" if counts.bereft else "",
             count_text(counts.returned, "row") + " taken back unstarted" if counts.returned else "",
             count_text(counts.hedges, "lease") + " to repeat silent rows" if counts.hedges else "",
             count_text(counts.isolations, "lease") + " to run suspects apart" if counts.isolations else "",
@@ -182,7 +191,7 @@ class Overview:
                 count = len(loads.took_s)
                 mean = duration_text(sum(loads.took_s) / count)
                 stages = stages_text({stage: took_s / count for stage, took_s in loads.stages.items()})
-                parts.append(f"{count_text(count, 'load')} {origin}, {mean} on average{stages}")
+                parts.append(f"{count_text(count, 'load')} {origin_text(origin)}, {mean} on average{stages}")
         text = "; ".join(parts) or "never loaded"
         began_s = min((job.at_s for job in jobs), default=0.0)
         return Line(began_s, f"{self._scene.name_of(variant_id)} ({variant_id}): {text}")

@@ -185,7 +185,7 @@ class RowTeller:
         self._granted_at_s[lease.lease_id] = lease.granted_at_s
         count = span_count(lease.granted)
         if lease.isolated:
-            how = "alone" if count == 1 else f"with {count_text(count - 1, 'other suspect')} and nothing else"
+            how = "alone" if count == 1 else f"with {count_text(count - 1, 'other suspect')}"
             text = f"was leased {again}to {lease.worker_id} in {lease.lease_id}, to run {how}"
         elif lease.hedge:
             silent = [other for other in self._others(lease) if holds(other.open.spans(), self._index)]

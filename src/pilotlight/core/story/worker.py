@@ -32,7 +32,8 @@ class Tally:
         """One sentence; empty where nothing was done."""
         parts: list[str] = []
         if self.leased:
-            names = self.leases[0] if len(self.leases) == 1 else f"{self.leases[0]} to {self.leases[-1]}"
+            first, last, count = self.leases[0], self.leases[-1], len(self.leases)
+            names = first if count == 1 else f"{count} leases ({first} to {last})"
             parts.append(f"was leased {count_text(self.leased, 'row')} in {names}")
         if self.answered:
             errors = f", {self.errors:,} of them with an error row" if self.errors else ""
@@ -177,9 +178,9 @@ class WorkerTeller:
             if lease.worker_id != self._worker_id or self._device_id:
                 continue
             if lease.isolated or lease.hedge:
-                kind = "to run with nothing beside" if lease.isolated else "which another worker has too"
+                kind = "to run with nothing beside them" if lease.isolated else "which another worker has too"
                 rows = f"{rows_text(lease.granted)} of {lease.job_id}"
-                self._say(moment, f"was leased {rows} in {lease.lease_id}, {kind}{because_text(lease.why)}")
+                self._say(moment, f"was leased {rows} in {lease.lease_id}{because_text(lease.why or kind)}")
             else:
                 self._count(moment)
                 self._tally.leased += span_count(lease.granted)
