@@ -20,12 +20,15 @@ from pilotlight.worker.locks import CopyError, take
 from pilotlight.worker.manifest import Entry, Manifest
 
 MB = 1 << 20
+LONG_AGO = 1e9
 
 
 def model(folder: Path, *, weights: bytes = b"w" * 1000, config: bytes = b"{}") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_bytes(config)
     (folder / "model.safetensors").write_bytes(weights)
+    for path in folder.iterdir():
+        os.utime(path, (LONG_AGO, LONG_AGO))
     return folder
 
 
@@ -140,6 +143,25 @@ def test_a_changed_source_is_another_file(tmp_path: Path) -> None:
     stage(cache, "before", folder)
     (folder / "model.safetensors").write_bytes(b"n" * 1000)
     assert (stage(cache, "after", folder) / "model.safetensors").read_bytes() == b"n" * 1000
+
+
+def test_a_file_that_was_just_written_is_read_again(tmp_path: Path) -> None:
+    folder, reads = model(tmp_path / "m"), Reads()
+    (folder / "config.json").write_bytes(b"[]")
+    now = (folder / "config.json").stat().st_mtime
+    cache = Cache(tmp_path / "cache", read=reads, clock=lambda: now)
+    stage(cache, "v", folder)
+    stage(cache, "w", folder)
+    assert reads.count == 3, "another change within the same tick of the clock would look the same"
+
+
+def test_a_second_variant_of_the_same_files_needs_no_room(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", limit_bytes=MB + MB // 2)
+    folder = model(tmp_path / "m", weights=b"w" * MB)
+    first = cache.make("v", folder)
+    stage(cache, "w", folder)
+    assert {name for name, _, _ in cache.views()} == {"v", "w"}
+    first.close()
 
 
 def test_what_can_t_be_read_or_written_is_said(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ class Cache:
                 sources = modelfiles.of(model)
                 if not sources:
                     raise CopyError(f"{model} holds no file that could be copied")
-                self._make_room(sum(source.size for source in sources if not self._is_free(source)))
+                self._make_room(
+                    sum(source.size for source in sources if not self._is_free(source, self._known(source)))
+                )
                 pins: list[int] = []
                 try:
                     files = {source.relative: self._bring(source, pins) for source in sources}
@@ -112,7 +114,7 @@ class Cache:
             listed, view = manifest.read(path), path.parent / "model"
             if listed is None or not all(self._has(view / name, entry) for name, entry in listed.files.items()):
                 os.close(lock)
-                self._discard(variant_id)
+                self.discard(variant_id)
                 return None
             with contextlib.suppress(OSError):
                 os.utime(path, (self._clock(), self._clock()))
@@ -126,7 +128,7 @@ class Cache:
     def drop(self, variant_id: str) -> bool:
         """Remove a variant, and its files where no other needs them. False: somebody uses it, and it stays."""
         with self._explained():
-            gone = self._discard(variant_id)
+            gone = self.discard(variant_id)
             if gone and self.root.exists():
                 self._prepare()
                 with held(self._lock_path("collect"), self.stop):
@@ -155,6 +157,8 @@ class Cache:
             return None
 
     def _remember(self, source: Source, entry: Entry) -> None:
+        if not source.settled(self._clock()):
+            return
         with self.temporary() as (fd, path):
             os.write(fd, msgspec.json.encode(entry))
             path.replace(self.root / "sources" / source.key)
@@ -189,7 +193,7 @@ class Cache:
 
     def _copy(self, source: Source, known: str | None) -> str:
         blob = source.hub_blob
-        if blob is not None and self._is_free(source):
+        if blob is not None and self._is_free(source, None):
             digest = known or filecopy.digest_of(source, self.stop, self._read)
             if self._link(blob, digest):
                 return digest
@@ -215,8 +219,10 @@ class Cache:
         filecopy.sync_folder(target.parent)
         return True
 
-    def _is_free(self, source: Source) -> bool:
-        """Whether it can be had without taking room: by a link to a file of the hub's cache on this disk."""
+    def _is_free(self, source: Source, known: Entry | None) -> bool:
+        """Whether it takes no room: it is here, or in the hub's cache on this disk, to which a link will do."""
+        if known is not None and self.file(known.digest).exists():
+            return True
         return source.hub_blob is not None and source.device == self.root.stat().st_dev
 
     def _has(self, link: Path, entry: Entry) -> bool:
@@ -255,8 +261,8 @@ class Cache:
             if lock >= 0:
                 os.close(lock)
 
-    def _discard(self, variant_id: str) -> bool:
-        """Remove a view, unless it is in use. True when it is not there (any more)."""
+    def discard(self, variant_id: str) -> bool:
+        """Remove a view, unless it is in use; its files stay. True when it is not there (any more). Raises OSError."""
         path = self._manifest(variant_id)
         try:
             lock = try_take(path)
@@ -316,10 +322,6 @@ class Cache:
             with contextlib.suppress(FileNotFoundError):
                 if listed is not None and manifest.is_variant(path.parent.name):
                     yield path.parent.name, listed, path.stat().st_mtime
-
-    def discard(self, variant_id: str) -> bool:
-        """For evictions: remove a view, unless it is in use."""
-        return self._discard(variant_id)
 
     @contextlib.contextmanager
     def temporary(self) -> Generator[tuple[int, Path]]:

@@ -178,7 +178,10 @@ class AgentLoop:
                     store.add(chunk)
                 self._stores[message.lease] = store
                 spans = tuple((chunk.start, chunk.stop) for chunk in message.chunks)
-                self._handle(ev.LeaseGranted(message.epoch, message.lease, message.job, spans, message.isolated))
+                granted = ev.LeaseGranted(
+                    message.epoch, message.lease, message.job, spans, message.isolated, message.avoid
+                )
+                self._handle(granted)
             case Ack():
                 while self._kept and self._kept[0].seq <= message.upto:
                     self._kept.popleft()

@@ -42,6 +42,11 @@ class Source:
         """A name for this very content, as far as the system tells."""
         return f"{self.device:x}-{self.inode:x}-{self.size:x}-{self.mtime_ns:x}"
 
+    def settled(self, now: float) -> bool:
+        """Whether a change from now on (a time of day) would show: clocks of file systems tick, some once a second."""
+        tick_s = 1.0 if self.mtime_ns % 1_000_000_000 == 0 else 0.02
+        return now - self.mtime_ns / 1e9 > 2 * tick_s
+
     @property
     def is_weights(self) -> bool:
         """Whether it is what is worth holding in memory."""
