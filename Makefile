@@ -3,7 +3,8 @@
 #   PYTHON=python3.12       the interpreter that .venv is made with (default: the first of python3, python3.13 ... that fits)
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #                           on Linux without a GPU: the CPU build of torch, which saves 3 GB of CUDA libraries
-#   ARGS='...'              handed on: make demo ARGS='--workers 3', make test ARGS='-k crash -x', make bench ARGS=...
+#   ARGS='...'              handed on: make demo ARGS='--workers 3', make test ARGS='-k crash -x', make bench ARGS=noop,
+#                           make demo-preemption ARGS='--quick --picture preemption.png'
 
 PYTHON ?=
 TORCH_INDEX ?=
@@ -15,16 +16,22 @@ TORCH_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports layout fix bench gpu model picture diagrams lock clean
+.PHONY: help demo demo-preemption test soak check lint types imports layout fix bench gpu model picture diagrams lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/.run ## verify bundled claims with a bundled model on two workers, one of which is killed
 	@$(BIN)/pilotlight demo $(ARGS)
 
+demo-preemption: .venv/.dev ## four ways to verify the same claims on preempted workers; ten minutes (ARGS=--quick: two)
+	@$(BIN)/python -m benchmarks.preemption $(ARGS)
+
 test: .venv/.dev ## every test that needs no GPU
 	@$(BIN)/python -m pytest -n $(PYTEST_JOBS) -m 'not gpu' $(ARGS)
+
+soak: .venv/.dev ## a lasting pool under work and random kills (ARGS='--minutes 60 --seed 7')
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 check: lint types imports layout ## style, types, who may import whom, the house rules (`make -k check` shows all findings)
 
@@ -65,7 +72,7 @@ lock: .venv/.dev ## resolve requirements/*.txt anew, for Python 3.11 to 3.13 on 
 	@tools/lock.sh
 
 clean: ## remove everything that can be made again
-	rm -rf .venv build dist pilotlight-demo.jsonl* bench-results .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist pilotlight-demo.jsonl* preemption.svg bench-results .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- set-up --------------------------------------------------------------------------------------------------

@@ -121,6 +121,15 @@ def run(arguments: Sequence[str]) -> Usage:
     return usage
 
 
+def manager_pid() -> int:
+    """Of the manager that a pool of this process has started."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "pilotlight.manager" in " ".join(child.cmdline()):
+                return child.pid
+    raise AssertionError("no pool of this process is up")
+
+
 def write_rows(path: Path, rows: int) -> Path:
     """A file of that many lines of 200 bytes, newline included."""
     filler = "x" * ROW_BYTES

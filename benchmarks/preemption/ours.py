@@ -16,13 +16,14 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.measure import manager_pid
 from benchmarks.preemption.claims import LABELS
 from benchmarks.preemption.kills import Kill
 from benchmarks.preemption.record import Others, Presence, Record
 from pilotlight import LLM, Pool
 from pilotlight.messages import Notice, Snapshot
 from pilotlight.views import JobView, WorkerView
-from pilotlight.wire import Operation
+from pilotlight.wire import Operation, WorkerShape
 
 WATCH_S = 0.1
 
@@ -120,6 +121,8 @@ def kill_on_schedule(pool_pid: int, kills: Sequence[Kill], watch: Watch, record:
             return
         worker = worker_in(pool_pid, kill.slot)
         if worker is not None:
+            words = worker.cmdline()
+            record.struck.append((time.time(), words[words.index("--name") + 1]))
             kill_tree(worker)
             watch.killed(kill.slot)
             record.kills += 1
@@ -132,12 +135,11 @@ def run(
     watch = Watch(record)
     over = threading.Event()
     operation = Operation(kind="classify", labels=list(LABELS))
-    with Others() as others, pool_of(speeds) as pool:
+    shapes = [WorkerShape(speed=speed) for speed in speeds]
+    with Others() as others, Pool(worker_shapes=shapes, watch_s=WATCH_S) as pool:
         pool.watch(watch.saw)
-        manager = pool._manager  # noqa: SLF001 - only the benchmark needs its process id
-        assert manager is not None
         killer = threading.Thread(
-            target=kill_on_schedule, args=(manager.process.pid, kills, watch, record, over), daemon=True
+            target=kill_on_schedule, args=(manager_pid(), kills, watch, record, over), daemon=True
         )
         killer.start()
         ended = pool.run_files(LLM(model), operation, [prompts], out, overwrite=True).wait()
@@ -150,17 +152,10 @@ def run(
     record.loads, record.load_s = sum(ended.totals.loads.values()), ended.totals.load_s
     record.measured_rows, record.lost_rows = ended.view.rows_done, ended.totals.rows_lost
     record.lost_s = ended.totals.rows_lost * ended.totals.busy_s / max(1, ended.view.rows_done)
+    record.busy_s = ended.totals.busy_s
     record.verdicts = read(out)
     assert ended.view.rows_error == 0, ended.view.errors
     return record
-
-
-def pool_of(speeds: Sequence[float]) -> Pool:
-    if all(speed == 1.0 for speed in speeds):
-        return Pool(len(speeds), watch_s=WATCH_S)
-    from pilotlight.wire import WorkerShape
-
-    return Pool(len(speeds), watch_s=WATCH_S, shapes=[WorkerShape(speed=speed) for speed in speeds])  # type: ignore[call-arg]
 
 
 def read(out: Path) -> dict[int, tuple[str, float]]:

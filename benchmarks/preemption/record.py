@@ -28,6 +28,7 @@ class Record:
 
     lost_rows, lost_s: requests that had begun when their worker was killed, and the time that they had taken.
     load_s: spent on starting and loading, killed attempts included. others: cores that other processes used beside.
+    struck: Unix time and name of each worker that was killed, and busy_s, of work that arrived: of our own runs only.
     """
 
     way: str
@@ -44,6 +45,8 @@ class Record:
     measured_rows: int = 0
     done: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
     present: list[Presence] = field(default_factory=list[Presence])
+    struck: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
+    busy_s: float = 0.0
     verdicts: Verdicts = field(default_factory=dict[int, tuple[str, float]])
 
     def end(self, wall_s: float) -> None:
