@@ -240,13 +240,15 @@ class DefineJob(Message, frozen=True, kw_only=True):
 
 
 class Grant(Message, frozen=True, kw_only=True):
-    """A lease: these rows are this worker's. `isolated`: let no other row be in the replica that runs them."""
+    """A lease: these rows are this worker's. `isolated`: let no other row be in the replica that runs them; `avoid`:
+    on another device than this one, if that can be."""
 
     epoch: int
     lease: str
     job: str
     chunks: list[Chunk]
     isolated: bool = False
+    avoid: str = ""
 
 
 class Revoke(Message, frozen=True, kw_only=True):

@@ -157,9 +157,9 @@ class Virtual:
                 self._down(
                     name, ev.WantsChanged(1, version, tuple((d, self.variants[v], level) for d, v, level in wants))
                 )
-            case do.GrantRows(name, lease_id, job_id, spans, isolated):
+            case do.GrantRows(name, lease_id, job_id, spans, isolated, _, avoid):
                 self._down(name, ev.JobDefined(job_id, self.scheduler.state.jobs[job_id].variant_id))
-                self._down(name, ev.LeaseGranted(1, lease_id, job_id, spans, isolated))
+                self._down(name, ev.LeaseGranted(1, lease_id, job_id, spans, isolated, avoid))
             case do.RevokeRows(name, lease_id, rows):
                 self._down(name, ev.LeaseRevoked(1, lease_id, rows))
             case do.ReadRows(job_id, rows):

@@ -321,10 +321,10 @@ class World:
             case do.SendWants(name, version, wants, _):
                 pairs = tuple((device_id, self.variants[variant_id], level) for device_id, variant_id, level in wants)
                 self._down(name, ev.WantsChanged(self.epoch, version, pairs))
-            case do.GrantRows(name, lease_id, job_id, spans, isolated, _):
+            case do.GrantRows(name, lease_id, job_id, spans, isolated, _, avoid):
                 variant_id = self.scheduler.state.jobs[job_id].variant_id
                 self._down(name, ev.JobDefined(job_id, variant_id, self.request_timeout_s))
-                self._down(name, ev.LeaseGranted(self.epoch, lease_id, job_id, spans, isolated))
+                self._down(name, ev.LeaseGranted(self.epoch, lease_id, job_id, spans, isolated, avoid))
             case do.RevokeRows(name, lease_id, rows, _):
                 self._down(name, ev.LeaseRevoked(self.epoch, lease_id, rows))
             case do.ReadRows(job_id, rows):

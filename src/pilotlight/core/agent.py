@@ -36,6 +36,7 @@ class Granted:
     job_id: JobId
     isolated: bool
     queue: IndexSet
+    avoid: DeviceId = ""
 
 
 class Agent:
@@ -161,7 +162,7 @@ class Agent:
             self._feed_all(variant)
 
     def _granted(self, event: ev.LeaseGranted) -> None:
-        lease = Granted(event.lease_id, event.job_id, event.isolated, IndexSet(event.spans))
+        lease = Granted(event.lease_id, event.job_id, event.isolated, IndexSet(event.spans), event.avoid)
         self.leases[event.lease_id] = lease
         if event.epoch < self.epoch or self.drain_until_s is not None or event.job_id not in self.jobs:
             self._return(lease, lease.queue.spans())
@@ -269,6 +270,7 @@ class Agent:
             died = SendDied(replica.device_id, variant_id, replica.replica_id, held, replica.started, reason, kind)
             self._out.append(died)
         self._settle()
+        self._feed_all(variant_id)  # what was to avoid another device may have nowhere else to go now
         self._leave_if_drained()
 
     def _settle(self) -> None:
@@ -301,12 +303,26 @@ class Agent:
             if job is None or job.variant_id != replica.variant.variant_id or not lease.queue:
                 continue
             if lease.isolated:
+                if lease.avoid == replica.device_id and self._others_serve(replica):
+                    continue
                 if replica.rows:
                     return
                 replica.alone = True
                 self._hand(replica, lease, len(lease.queue))
                 return
             room -= self._hand(replica, lease, room)
+
+    def _others_serve(self, replica: Held) -> bool:
+        """Whether the variant is served on another device too."""
+        return any(
+            r.device_id != replica.device_id
+            and r.variant.variant_id == replica.variant.variant_id
+            and r.state is ReplicaState.LIVE
+            and r.wanted > 0
+            and not (r.changing or r.killed_because)
+            and self.residences.wanted_live(r)
+            for r in self.replicas.values()
+        )
 
     def _hand(self, replica: Held, lease: Granted, rows: int) -> int:
         spans = lease.queue.take(rows)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pilotlight.core.decisions import GrantRows, ManagerDecision, ReadRows, RevokeRows, SendWants
-from pilotlight.core.model import Job, JobId, Lease, VariantId, Worker
+from pilotlight.core.model import DeviceId, Job, JobId, Lease, VariantId, Worker
 from pilotlight.core.policy import placement, sharing, sizing, tail
+from pilotlight.core.policy.fit import serves
 from pilotlight.core.state import State
 from pilotlight.core.transitions import LEASE, JobState, LeaseState, Level, WorkerState, step
 
@@ -191,7 +192,8 @@ class Allocation:
     def _isolate(self, worker: Worker, jobs: list[Job]) -> None:
         """Lease a group of suspects, of a job that has nothing else to hand out, to run with nothing beside them.
 
-        One at a time; the worker runs it when its replica has finished what it was leased before.
+        One at a time; the worker runs it when its replica has finished what it was leased before. A row alone runs on
+        another device than the one it died on last, of this worker or another, where there is one.
         """
         suspicious = [job for job in jobs if job.suspects and not job.pending]
         if not suspicious or any(self._state.leases[lease_id].isolated for lease_id in worker.leases):
@@ -199,21 +201,27 @@ class Allocation:
         for job in suspicious:
             for at in range(len(job.suspects) - 1, -1, -1):
                 rows = job.suspects[at]
-                died_on = job.died_on.get(rows.spans()[0][0])
-                if len(rows) == 1 and died_on and died_on[-1][0] == worker.worker_id and self._other_can(worker, job):
+                died_on = job.died_on.get(rows.spans()[0][0]) if len(rows) == 1 else None
+                avoid = died_on[-1][1] if died_on and died_on[-1][0] == worker.worker_id else ""
+                if avoid and not self._others_serve(worker, avoid, job) and self._other_can(worker, job):
                     continue
                 del job.suspects[at]
                 lease = self._state.open_lease(job, worker, rows.spans(), self._now, isolated=True)
-                self._grant(worker, lease, "its replica died with these rows: they run with nothing beside them")
+                self._grant(worker, lease, "its replica died with these rows: they run with nothing beside them", avoid)
                 return
 
     def _other_can(self, worker: Worker, job: Job) -> bool:
         others = (w for w in self._state.live_workers() if w is not worker)
         return any(w.capacity(job.variant_id, self._now) for w in others)
 
-    def _grant(self, worker: Worker, lease: Lease, why: str) -> None:
+    def _others_serve(self, worker: Worker, device_id: DeviceId, job: Job) -> bool:
+        others = (belief for other_id, belief in worker.devices.items() if other_id != device_id)
+        return any(serves(belief, job.variant_id, self._now) for belief in others)
+
+    def _grant(self, worker: Worker, lease: Lease, why: str, avoid: DeviceId = "") -> None:
         spans = tuple(lease.open.spans())
-        self._out.append(GrantRows(worker.worker_id, lease.lease_id, lease.job_id, spans, lease.isolated, why))
+        grant = GrantRows(worker.worker_id, lease.lease_id, lease.job_id, spans, lease.isolated, why, avoid)
+        self._out.append(grant)
 
     def revoke(self, lease: Lease, rows: int | None, why: str = "its job drains") -> None:
         """Ask for unstarted rows of a lease back, unless that was asked already."""

@@ -259,6 +259,7 @@ class LeaseGranted:
     job_id: JobId
     spans: tuple[Span, ...]
     isolated: bool = False
+    avoid: DeviceId = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,7 +219,12 @@ class Manager:
             self._link.send(grant.worker_id, define)
         chunks = job.store.get(grant.spans)
         message = Grant(
-            epoch=self.epoch, lease=grant.lease_id, job=grant.job_id, chunks=chunks, isolated=grant.isolated
+            epoch=self.epoch,
+            lease=grant.lease_id,
+            job=grant.job_id,
+            chunks=chunks,
+            isolated=grant.isolated,
+            avoid=grant.avoid,
         )
         self._link.send(grant.worker_id, message)
 

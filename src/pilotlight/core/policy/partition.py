@@ -249,8 +249,9 @@ class Partition:
         return cost
 
     def _by_cost(self, claim: Claim) -> list[Slot]:
-        """Devices that a variant could get, the best first: soon there, little else to do, fast."""
-        found = [slot for slot in self._slots if self._usable(slot, claim) and claim not in slot.claims]
+        """Devices with room for one more variant, the best first: soon there, little else to do, fast."""
+        usable = [slot for slot in self._slots if self._usable(slot, claim) and claim not in slot.claims]
+        found = [slot for slot in usable if self._has_room(slot, claim)]
 
         def rank(slot: Slot) -> tuple[float, int, float]:
             rate = self._estimates.rate(slot.worker, slot.belief, claim.variant_id) or 0.0
@@ -272,7 +273,7 @@ class Partition:
         return any(claim.variant_id == variant_id for claim in self._claims)
 
     def _has_room(self, slot: Slot, claim: Claim) -> bool:
-        return not self._victims(slot, claim) and self._room(slot) >= self._need_beside(slot, claim)
+        return self._room(slot) >= self._need_beside(slot, claim)
 
     def _room(self, slot: Slot) -> int:
         taken = sum(self._fitness.need_bytes(slot.belief, claim.variant_id) for claim in slot.claims)
