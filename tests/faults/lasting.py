@@ -31,13 +31,13 @@ M = TypeVar("M")
 ECHO = Context(runtime="echo", name="echo", identity="echo")
 
 
-def request(source: Path, out: Path, *, context: Context = ECHO, **more: Any) -> JobRequest:
+def request(source: Path, out: Path, *, context: Context = ECHO, overwrite: bool = False, **more: Any) -> JobRequest:
     """A job for the echo runtime."""
     return JobRequest(
         context=context,
         operation=Operation(kind="echo"),
         input=PathInput(paths=[str(source)]),
-        output=PathOutput(path=str(out)),
+        output=PathOutput(path=str(out), overwrite=overwrite),
         **more,
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pilotlight.messages import (
+    Accepted,
     Ask,
     Attach,
     Cancel,
@@ -101,6 +102,84 @@ def test_another_request_for_an_output_that_is_written_is_refused(ground: Playgr
         assert "runs no more" in client.take(Refused).message
 
 
+def test_equal_requests_at_once_are_one_job(ground: Playground) -> None:
+    source, out = ground.rows(300, sleep_s=0.004), ground.folder / "out.jsonl"
+    link = ground.folder / "link.jsonl"
+    link.symlink_to(out)
+    with lasting_pool(ground) as pool, pool.client() as first, pool.client() as second:
+        for client, path in ((first, out), (second, link)):
+            client.send(Submit(ticket=1, request=request(source, path)))
+        job = first.take(Accepted).job
+        assert second.take(Accepted).job == job
+        assert {first.end_of(job).outcome, second.end_of(job).outcome} == {"completed"}
+        assert_exact(source, out)
+
+
+def test_the_same_command_right_after_a_cancel_goes_on(ground: Playground) -> None:
+    source, out = ground.rows(1000, sleep_s=0.003), ground.folder / "out.jsonl"
+    with lasting_pool(ground) as pool, pool.client() as client:
+        job = client.submit(request(source, out)).job
+        client.seen(lambda seen: done_rows(seen) > 20)
+        client.send(Cancel(job=job))
+        client.send(Submit(ticket=2, request=request(source, out)))
+        again = client.take(Accepted)
+        assert again.job != job
+        assert again.rows_done > 0
+        assert client.end_of(again.job).outcome == "completed"
+        assert_exact(source, out)
+
+
+def test_clients_that_vanish_while_they_submit_leave_nothing_behind(ground: Playground) -> None:
+    source, out = ground.rows(20_000, sleep_s=0.003), ground.folder / "out.jsonl"
+    with lasting_pool(ground, workers=1) as pool:
+        for _ in range(20):
+            client = pool.client()
+            client.send(Submit(ticket=1, request=request(source, out)))
+            client.close()
+        with pool.client() as client:
+            other = ground.rows(100, name="other.jsonl")
+            job = client.submit(request(other, ground.folder / "other.out")).job
+            assert client.end_of(job).outcome == "completed"
+            client.seen(lambda seen: not seen.jobs)
+            assert not list((pool.folder / "jobs").iterdir())
+
+
+def test_a_job_that_the_pool_cant_remember_is_refused(ground: Playground) -> None:
+    source, out = ground.rows(200), ground.folder / "out.jsonl"
+    with lasting_pool(ground, workers=1) as pool, pool.client() as client:
+        (pool.folder / "jobs").rmdir()
+        (pool.folder / "jobs").write_text("in the way")
+        client.send(Submit(ticket=1, request=request(source, out), detached=True))
+        refused = client.take(Refused)
+        assert refused.kind == "output"
+        assert "the pool can't keep" in refused.message
+        (pool.folder / "jobs").unlink()
+        (pool.folder / "jobs").mkdir()
+        assert client.end_of(client.submit(request(source, out), detached=True).job).outcome == "completed"
+        assert_exact(source, out)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_crash_after_a_jobs_end_repeats_nothing(ground: Playground, overwrite: bool) -> None:
+    source, out = ground.rows(500, sleep_s=0.002), ground.folder / "out.jsonl"
+    job_request = request(source, out, overwrite=overwrite)
+    with lasting_pool(ground, workers=1) as pool:
+        with pool.client() as client:
+            job = client.submit(job_request, detached=True).job
+            kept = (pool.folder / "jobs" / f"{job}.json").read_bytes()
+            assert client.end_of(job).outcome == "completed"
+            stamp = out.stat().st_mtime_ns
+        pool.kill()
+        (pool.folder / "jobs" / f"{job}.json").write_bytes(kept)  # as if it had died before it took the file away
+        (pool.folder / "history.jsonl").unlink()
+        pool.up()
+        with pool.client() as client:
+            client.send(Attach(ticket=1, job=job))
+            assert "completed" in client.take(Refused).message
+        assert out.stat().st_mtime_ns == stamp
+        assert_exact(source, out)
+
+
 def test_a_stream_job_cant_be_detached(ground: Playground) -> None:
     stream = JobRequest(context=ECHO, operation=Operation(kind="echo"), input=StreamInput(), output=StreamOutput())
     with lasting_pool(ground, workers=1) as pool, pool.client() as client:
@@ -130,6 +209,8 @@ def test_a_new_manager_finds_jobs_and_warm_workers(ground: Playground) -> None:
             assert again.complete
             assert int(again.job.split("-")[1]) > int(job.split("-")[1])
         assert_exact(source, out)
+    of_second = (pool.logs / "events.jsonl").read_text().split('"epoch":2')[-1]
+    assert '"lease_id":"lease-1.' in of_second  # what was finished without a manager was taken
 
 
 def test_workers_that_ended_with_the_manager_are_replaced_under_new_names(ground: Playground) -> None:
