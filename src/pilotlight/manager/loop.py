@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Protocol
 
 from pilotlight.core import decisions as do
@@ -51,11 +52,13 @@ from pilotlight.messages import (
     WorkerMessage,
 )
 from pilotlight.ports import ManagerLink
-from pilotlight.wire import VERSION, Context, ResultChunk
+from pilotlight.wire import VERSION, Chunk, Context, ResultChunk
 
 TICK_S = 0.1
 SYNC_S = 0.5
 ACK_S = 0.02
+GRANT_BYTES_MAX = 64 << 20
+"""Rows of one grant: long ones go in several, so that no message grows out of all bounds."""
 FORGET_S = 60.0
 """How often contexts are dropped that the scheduler has forgotten."""
 
@@ -218,6 +221,10 @@ class Manager:
             )
             self._link.send(grant.worker_id, define)
         chunks = job.store.get(grant.spans)
+        if not grant.isolated:
+            chunks, held_back = _split(chunks)
+            if held_back:  # as if the worker had given them back: the next grant takes them
+                self.put(ev.RowsReturned(grant.worker_id, grant.lease_id, held_back))
         message = Grant(
             epoch=self.epoch,
             lease=grant.lease_id,
@@ -439,3 +446,10 @@ class Manager:
         task = self._syncs.get(job_id)
         if task is not None:
             await asyncio.gather(task, return_exceptions=True)
+
+
+def _split(chunks: list[Chunk]) -> tuple[list[Chunk], tuple[Span, ...]]:
+    """As many chunks as one grant may hold, one at least, and the spans of the others."""
+    sizes = accumulate(len(chunk.blob) for chunk in chunks)
+    fit = max(1, sum(size <= GRANT_BYTES_MAX for size in sizes))
+    return chunks[:fit], tuple((chunk.start, chunk.stop) for chunk in chunks[fit:])

@@ -1,0 +1,191 @@
+"""The manager's loop around the real scheduler, with workers and jobs that a test plays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from pilotlight.core.allocation import Options
+from pilotlight.core.ranges import IndexSet
+from pilotlight.manager import loop as loop_module
+from pilotlight.manager.jobs import StreamJob, variant_id_of
+from pilotlight.manager.keeper import Keeper
+from pilotlight.manager.loop import Manager
+from pilotlight.messages import (
+    Copy,
+    Grant,
+    Join,
+    Kept,
+    ManagerMessage,
+    Reported,
+    Resident,
+    Rows,
+    RowsOut,
+    Wants,
+    WorkerMessage,
+)
+from pilotlight.wire import (
+    Chunk,
+    Context,
+    DeviceSpec,
+    JobRequest,
+    Operation,
+    ResultChunk,
+    StreamInput,
+    StreamOutput,
+)
+
+CONTEXT = Context(runtime="echo", name="echo", identity="echo")
+VARIANT = variant_id_of(CONTEXT)
+REQUEST = JobRequest(context=CONTEXT, operation=Operation(kind="echo"), input=StreamInput(), output=StreamOutput())
+CPU = DeviceSpec(id="cpu", kind="cpu", type="cpu", memory_bytes=1 << 30)
+
+
+class Link:
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, ManagerMessage]] = []
+        self.say: Callable[[str, WorkerMessage], None] = lambda _worker, _message: None
+
+    async def start(
+        self, on_message: Callable[[str, WorkerMessage], None], on_lost: Callable[[str, str], None]
+    ) -> None:
+        self.say, self.lose = on_message, on_lost
+
+    def send(self, worker_id: str, message: ManagerMessage) -> None:
+        self.sent.append((worker_id, message))
+
+    def drop(self, worker_id: str, reason: str) -> None:
+        """Nothing to drop."""
+
+    async def stop(self) -> None:
+        """Nothing to stop."""
+
+
+class NoPilots:
+    """Workers come by themselves."""
+
+    def submit(self, name: str) -> str:
+        return name
+
+    def adopt(self, pilot_id: str) -> bool:
+        return False
+
+    def poll(self) -> dict[str, str]:
+        return {}
+
+    def cancel(self, pilot_id: str) -> None:
+        """Nothing to cancel."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def quiet(_level: str, _text: str, _subject: str) -> None:
+    """Nobody listens."""
+
+
+def resident(wanted: int, *, context: Context | None = None) -> Resident:
+    return Resident(device="cpu", variant=VARIANT, replica="w.1", state="live", wanted=wanted, context=context)
+
+
+def played(play: Callable[[Manager, Link], None]) -> None:
+    """Run a play against a manager that has started."""
+
+    async def run() -> None:
+        link = Link()
+        manager = Manager(2, link, Keeper(NoPilots(), 0, quiet), Options(epoch=2))
+        await manager.start()
+        try:
+            play(manager, link)
+        finally:
+            await manager.stop()
+
+    asyncio.run(run())
+
+
+def stream_job(manager: Manager, sent: list[RowsOut], *, known_upto: int = 0) -> StreamJob:
+    job = StreamJob("job-1", REQUEST, sent.append)
+    job.known_upto = known_upto
+    manager.add_job(job, [], {})
+    return job
+
+
+def join(*residents: Resident, copies: list[Copy] | None = None) -> Join:
+    return Join(worker="w", pid=1, host="h", devices=[CPU], residents=list(residents), copies=copies or [])
+
+
+def test_long_rows_go_in_several_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "GRANT_BYTES_MAX", 1000)
+
+    def play(manager: Manager, link: Link) -> None:
+        job = stream_job(manager, [])
+        link.say("w", join())
+        link.say("w", Reported(resident=resident(64)))
+        for index in range(32):
+            job.arrive(Chunk(index, 1, index + 1, "in", b"x" * 300))
+        job.arrive(Chunk(32, 1, 33, "in", b"y" * 5000))
+        job.end_input()
+        for _ in range(40):
+            manager.rows_arrived(job)
+        grants = [message for _, message in link.sent if isinstance(message, Grant)]
+        sizes = [sum(len(chunk.blob) for chunk in grant.chunks) for grant in grants]
+        assert max(size for size in sizes if size != 5000) <= 1000
+        granted = IndexSet((chunk.start, chunk.stop) for grant in grants for chunk in grant.chunks)
+        assert granted.spans() == [(0, 33)]
+        assert sum(chunk.count for grant in grants for chunk in grant.chunks) == 33
+        manager.scheduler.state.check()
+
+    played(play)
+
+
+def test_results_of_an_earlier_managers_leases_count_for_rows_that_it_had_read() -> None:
+    def play(manager: Manager, link: Link) -> None:
+        sent: list[RowsOut] = []
+        stream_job(manager, sent, known_upto=10)
+        link.say("w", join(resident(4, context=CONTEXT)))
+        early = ResultChunk([(5, 7), (9, 12)], b"5\n6\n9\n10\n11")
+        link.say("w", Rows(seq=1, lease="lease-1.1", job="job-1", device="cpu", chunk=early))
+        (out,) = sent
+        assert (out.chunk.spans, out.chunk.blob) == ([(5, 7), (9, 10)], b"5\n6\n9")
+        manager.scheduler.state.check()
+
+    played(play)
+
+
+def test_a_warm_inventory_is_kept_though_no_job_knows_it() -> None:
+    def play(manager: Manager, link: Link) -> None:
+        parked = Context(runtime="echo", name="other", identity="other")
+        copies = [Copy(variant=variant_id_of(parked), level="parked", bytes=7, context=parked)]
+        link.say("w", join(resident(4, context=CONTEXT), copies=copies))
+        worker = manager.scheduler.state.workers["w"]
+        assert worker.devices["cpu"].replicas[VARIANT].wanted == 4
+        assert worker.parked[variant_id_of(parked)].bytes == 7
+        wants = [message for _, message in link.sent if isinstance(message, Wants)][-1]
+        first = wants.wants[0]
+        assert (first.variant, first.level, first.context) == (VARIANT, "live", CONTEXT)
+        link.say("w", Kept(copy=Copy(variant=variant_id_of(parked), level="parked", bytes=0)))
+        assert not worker.parked
+
+    played(play)
+
+
+def test_nothing_is_kept_of_workers_that_are_gone() -> None:
+    def play(manager: Manager, link: Link) -> None:
+        job = stream_job(manager, [])
+        for name in ("w", "v"):
+            link.say(name, Join(worker=name, pid=1, host="h", devices=[CPU]))
+            link.say(name, Reported(resident=resident(4)))
+        job.arrive(Chunk(0, 8, 1, "in", b"\n" * 7))
+        manager.rows_arrived(job)
+        assert job.sent_to
+        for name in ("w", "v"):
+            link.lose(name, "gone")
+        assert not job.sent_to
+        assert not manager.ledger.stages("w", "w.1")
+        assert not manager.scheduler.state.workers
+
+    played(play)
