@@ -11,6 +11,7 @@ from pilotlight.core.allocation import Options
 from pilotlight.core.decisions import ManagerDecision
 from pilotlight.core.model import Variant
 from pilotlight.core.scheduler import Scheduler
+from pilotlight.core.story.cast import Cast
 from pilotlight.core.story.records import Began, Gap, Record, Step, Story
 from pilotlight.core.story.scene import Scene
 from pilotlight.core.story.subjects import (
@@ -112,12 +113,13 @@ def test_stories_agree_with_what_the_machines_believed(recorder: Recorder, seed:
             failed = "became an error row" in told.title
             assert answered == (job.output.get(index) == "result"), told
             assert failed == (index in job.output and job.output[index] != "result"), told
-    for name in known_names(scene):
-        for subject in find(scene, name):
+    cast = survey(recorder.records)
+    for name in known_names(cast):
+        for subject in find(cast, name):
             story = recorder.tell(subject)
             assert story.lines, name
             assert [line.at_s for line in story.lines] == sorted(line.at_s for line in story.lines)
-            assert subject in find(scene, name_of(subject))
+            assert subject in find(cast, name_of(subject))
     assert overview(recorder.records)
 
 
@@ -295,7 +297,7 @@ def test_a_new_manager_is_told_of(recorder: Recorder) -> None:
 # --- names
 
 
-def scene_of(*events: ev.ManagerEvent) -> Scene:
+def cast_of(*events: ev.ManagerEvent) -> Cast:
     return survey(Step(n, 0.0, event) for n, event in enumerate(events, 1))
 
 
@@ -318,8 +320,8 @@ def submitted(job_id: str, name: str, variant: str = "tiny-1a2b") -> ev.JobSubmi
     ],
 )
 def test_names(name: str, found: list[Any]) -> None:
-    scene = scene_of(submitted("job-1-abc", "out.jsonl"), submitted("job-2-def", "other.jsonl"))
-    assert find(scene, name) == found
+    cast = cast_of(submitted("job-1-abc", "out.jsonl"), submitted("job-2-def", "other.jsonl"))
+    assert find(cast, name) == found
 
 
 def test_words() -> None:

@@ -6,10 +6,15 @@ import json
 import random
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pilotlight import poolfile
+from pilotlight.core import events as ev
+from pilotlight.manager.eventlog import EventLog
+from pilotlight.wire import PoolSpec
 from tests.faults.harness import Playground
 
 
@@ -77,6 +82,27 @@ def test_the_run_of_an_output_is_found_by_its_report(ground: Playground) -> None
     assert stories(ground, "-o", str(output)) == stories(ground, "--run", log_dir)
 
 
+def leave_a_log(folder: Path) -> None:
+    """What a run leaves in which one worker joined and nothing else happened."""
+    folder.mkdir(parents=True)
+    log = EventLog(folder, epoch=1, pool="mine")
+    log.record(ev.WorkerJoined("worker-1", 1, "here", ()), (), time.monotonic())
+    log.close()
+
+
+def test_a_lasting_pool_goes_by_its_name(ground: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILOTLIGHT_STATE_DIR", str(ground.folder / "state"))
+    ground.environment["PILOTLIGHT_STATE_DIR"] = str(ground.folder / "state")
+    leave_a_log(ground.folder / "logs")
+    pool = poolfile.pool_folder("mine")
+    pool.mkdir(parents=True)
+    poolfile.write_spec(pool, PoolSpec(workers=1, log_dir=str(ground.folder / "logs"), name="mine", lasting=True))
+    assert "joined from here" in texts(ground, "worker-1", "--pool", "mine")
+    code, told = ground.run("explain", "--pool", "mine")
+    assert code == 0
+    assert told.startswith("pool mine, run of ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -88,15 +114,8 @@ def test_the_run_of_an_output_is_found_by_its_report(ground: Playground) -> None
     ],
 )
 def test_what_is_not_there_is_one_sentence(ground: Playground, arguments: list[str], said: str) -> None:
-    from pilotlight.core import events as ev
-    from pilotlight.manager.eventlog import EventLog
-
-    folder = ground.folder / "logs" / "20260101-000000-1-x"
-    folder.mkdir(parents=True)
-    log = EventLog(folder, epoch=1)
-    log.record(ev.WorkerJoined("worker-1", 1, "here", ()), (), time.monotonic())
-    log.close()
-    ground.environment["PILOTLIGHT_LOG_DIR"] = str(folder.parent)
+    leave_a_log(ground.folder / "logs" / "20260101-000000-1-x")
+    ground.environment["PILOTLIGHT_LOG_DIR"] = str(ground.folder / "logs")
     code, told = ground.run("explain", *arguments)
     assert code == 2
     assert said in told

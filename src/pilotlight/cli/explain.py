@@ -16,8 +16,8 @@ from cyclopts import Parameter
 from pilotlight import poolfile
 from pilotlight.client.folders import logs_folder
 from pilotlight.core.errors import ConfigError
+from pilotlight.core.story.cast import Cast
 from pilotlight.core.story.records import Began, Story
-from pilotlight.core.story.scene import Scene
 from pilotlight.core.story.subjects import Subject, find, known_names
 from pilotlight.core.story.telling import overview, survey, tell
 from pilotlight.io import eventfile
@@ -48,11 +48,10 @@ def explain(
     names = names_in(subjects)
     try:
         if names:
-            scene = survey(eventfile.read(folder))
-            found = [subject for name in names for subject in _find(scene, name, folder)]
+            cast = survey(eventfile.read(folder))
+            found = [subject for name in names for subject in _find(cast, name, folder)]
             stories = [tell(eventfile.read(folder), subject) for subject in found]
         else:
-            scene = None
             stories = overview(eventfile.read(folder))
     except OSError as error:
         raise ConfigError(f"the event log in {folder} can't be read: {error.strerror}") from error
@@ -62,7 +61,7 @@ def explain(
     print(_headline(folder))
     for story in stories:
         print(*["", *_told(story)], sep="\n")
-    if scene is None:
+    if not names:
         print("", _hint(survey(eventfile.read(folder))), sep="\n")
     return 0
 
@@ -116,11 +115,11 @@ def names_in(words: tuple[str, ...]) -> list[str]:
     return names
 
 
-def _find(scene: Scene, name: str, folder: Path) -> list[Subject]:
-    found = find(scene, name)
+def _find(cast: Cast, name: str, folder: Path) -> list[Subject]:
+    found = find(cast, name)
     if found:
         return found
-    near = difflib.get_close_matches(name, known_names(scene), NEAR_MAX)
+    near = difflib.get_close_matches(name, known_names(cast), NEAR_MAX)
     hint = f"near it are {', '.join(near)}" if near else "`pilotlight explain` alone lists what there is"
     raise ConfigError(f"nothing in the run of {folder} is called {name!r}; {hint}")
 
@@ -149,8 +148,7 @@ def _told(story: Story) -> list[str]:
     return lines
 
 
-def _hint(scene: Scene) -> str:
-    names = [*list(scene.workers)[:HINT_NAMES_MAX], *list(scene.jobs)[:1], *list(scene.names.values())[:1]]
-    names += list(scene.leases_seen)[:1]
-    rows = ["row 0"] if scene.leases_seen else []
-    return f"more: pilotlight explain SUBJECT, as in {', '.join([*names, *rows])}"
+def _hint(cast: Cast) -> str:
+    names = [*list(cast.workers)[:HINT_NAMES_MAX], *list(cast.jobs)[:1], *list(cast.variants.values())[:1]]
+    names += [*list(cast.leases)[:1], "row 0"]
+    return f"more: pilotlight explain SUBJECT, as in {', '.join(names)}"

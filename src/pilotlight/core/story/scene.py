@@ -102,9 +102,6 @@ class Scene:
         self.leases: dict[str, LeaseSeen] = {}
         self.names: dict[str, str] = {}
         """Variant -> what people call it."""
-        self.leases_seen: dict[str, None] = {}
-        """Every lease that was ever granted, in order."""
-        self.devices_seen: dict[tuple[str, str], None] = {}
         self._whys: dict[int, str] = {}
         """Why workers were told what to hold, by step."""
         self._residents: dict[tuple[str, str, str], tuple[str, str]] = {}
@@ -190,8 +187,6 @@ class Scene:
                 for fact in event.inventory:
                     key = (event.worker_id, fact.device_id, fact.variant_id)
                     self._residents[key] = (fact.replica_id, fact.state.value)
-                for device in event.devices:
-                    self.devices_seen[event.worker_id, device.device_id] = None
                 return moved
             case ev.JobSubmitted():
                 self._learn(event.variant)
@@ -275,7 +270,6 @@ class Scene:
             grant.isolated,
             grant.why,
         )
-        self.leases_seen[grant.lease_id] = None
         job, worker = self.jobs.get(grant.job_id), self.workers.get(grant.worker_id)
         if job is None or worker is None:
             return lease  # from before the log began

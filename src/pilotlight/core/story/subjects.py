@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pilotlight.core.story.scene import Scene
+from pilotlight.core.story.cast import Cast
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +48,34 @@ class RowSubject:
 Subject = WorkerSubject | ContextSubject | JobSubject | LeaseSubject | RowSubject
 
 
-def find(scene: Scene, name: str) -> list[Subject]:
-    """All that go by this name in a log that `scene` has followed to its end; none, one, or several that are alike.
+def find(cast: Cast, name: str) -> list[Subject]:
+    """All that go by this name; none, one, or several that are alike.
 
     A job goes by its id, by its id's beginning (`job-1` for `job-1-3fa9c1`) and by its name. A row is `row 12` where
     there is one job, `job-1:12` anywhere; a device `worker-1/cpu`, or its id alone.
     """
     head, colon, tail = name.rpartition(":")
     if name.startswith("row ") and name[4:].strip().isdigit():
-        return [RowSubject(job_id, int(name[4:])) for job_id in scene.jobs]
+        return [RowSubject(job_id, int(name[4:])) for job_id in cast.jobs]
     found: list[Subject] = []
-    if name in scene.workers:
+    if name in cast.workers:
         found.append(WorkerSubject(name))
-    found += [WorkerSubject(w, d) for w, d in scene.devices_seen if name in {d, f"{w}/{d}"}]
-    found += [ContextSubject(v) for v, called in scene.names.items() if name in {v, called}]
-    if name in scene.leases_seen:
+    found += [WorkerSubject(w, d) for w, d in cast.devices if name in {d, f"{w}/{d}"}]
+    found += [ContextSubject(v) for v, called in cast.variants.items() if name in {v, called}]
+    if name in cast.leases:
         found.append(LeaseSubject(name))
-    found += [JobSubject(job_id) for job_id in jobs_named(scene, name)]
+    found += [JobSubject(job_id) for job_id in jobs_named(cast, name)]
     if not found and colon and tail.isdigit():
-        found += [RowSubject(job_id, int(tail)) for job_id in jobs_named(scene, head)]
+        found += [RowSubject(job_id, int(tail)) for job_id in jobs_named(cast, head)]
     return found
 
 
-def jobs_named(scene: Scene, name: str) -> list[str]:
+def jobs_named(cast: Cast, name: str) -> list[str]:
     """The jobs that go by a name."""
-    if name in scene.jobs:
+    if name in cast.jobs:
         return [name]
-    short = [job_id for job_id in scene.jobs if job_id.rpartition("-")[0] == name]
-    return short or [job_id for job_id, job in scene.jobs.items() if job.submitted.name == name]
+    short = [job_id for job_id in cast.jobs if job_id.rpartition("-")[0] == name]
+    return short or [job_id for job_id, called in cast.jobs.items() if called == name]
 
 
 def name_of(subject: Subject) -> str:
@@ -93,10 +93,9 @@ def name_of(subject: Subject) -> str:
             return f"{job_id}:{index}"
 
 
-def known_names(scene: Scene) -> list[str]:
+def known_names(cast: Cast) -> list[str]:
     """All names that find something, but those of rows."""
-    names = [*scene.workers, *scene.jobs, *scene.names.values(), *scene.names]
-    names += [f"{worker_id}/{device_id}" for worker_id, device_id in scene.devices_seen]
-    names += [job_id.rpartition("-")[0] for job_id in scene.jobs if job_id.count("-") > 1]
-    names += [job.submitted.name for job in scene.jobs.values()]
-    return list(dict.fromkeys([*names, *scene.leases_seen]))
+    names = [*cast.workers, *cast.jobs, *cast.variants.values(), *cast.variants, *cast.jobs.values()]
+    names += [f"{worker_id}/{device_id}" for worker_id, device_id in cast.devices]
+    names += [job_id.rpartition("-")[0] for job_id in cast.jobs if job_id.count("-") > 1]
+    return list(dict.fromkeys([*names, *cast.leases]))

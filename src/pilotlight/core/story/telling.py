@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from pilotlight.core.story.cast import Cast
 from pilotlight.core.story.context import ContextTeller
 from pilotlight.core.story.job import JobTeller
 from pilotlight.core.story.lease import LeaseTeller
@@ -25,18 +26,13 @@ class Teller(Protocol):
         ...
 
 
-def survey(records: Iterable[Record]) -> Scene:
-    """Everything that is named in the records; see `subjects.find`."""
-    scene = Scene()
+def survey(records: Iterable[Record]) -> Cast:
+    """Everything that has a name in the records; see `subjects.find`."""
+    cast = Cast()
     for record in records:
-        match record:
-            case Step():
-                scene.take(record)
-            case Began():
-                scene.began()
-            case Gap():
-                pass
-    return scene
+        if isinstance(record, Step):
+            cast.take(record)
+    return cast
 
 
 def tell(records: Iterable[Record], subject: Subject) -> Story:
