@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -262,19 +263,23 @@ class TransformersModel:
             watch = StopWatch(self._tokenizer, choice.stop, skip_special_tokens=choice.skip_special_tokens)
         return [Generating(row.ticket, row.index, job.operation, prompt, choice, watch)]
 
-    def _compare(self, job: _Job, fresh: list[Any]) -> None:
-        """Find what rows have in common, and tell each which known prefix it begins with."""
+    def _compare(self, job: _Job, fresh: Sequence[Any]) -> None:
+        """Tell new rows which known prefix they begin with; find what rows have in common beyond."""
         known = job.operation.id
-        if job.window.add([row.prompt.ids for row in fresh]):
-            rows = list(job.window.rows)
-            scale = max(1.0, len(job.waiting) / len(rows))
-            saved_min = PASSES_SAVED * self._budget.pass_tokens
-            found = worth_keeping(rows, scale=scale, saved_min=saved_min)
-            news = [self._prefixes.propose(ids, known) for ids in found]
-            if any(news):
-                fresh = list(job.waiting)
         for row in fresh:
             row.prefix = self._prefixes.find(row.prompt.ids, known)
+        if not job.window.add([row.prompt.ids for row in fresh]):
+            return
+        rows = list(job.window.rows)
+        scale = max(1.0, len(job.waiting) / len(rows))
+        saved_min = PASSES_SAVED * self._budget.pass_tokens
+        for ids in worth_keeping(rows, scale=scale, saved_min=saved_min):
+            prefix = self._prefixes.propose(ids, known)
+            if prefix is None:
+                continue
+            for row in job.waiting:
+                if (row.prefix is None or row.prefix.length < prefix.length) and prefix.begins(row.prompt.ids):
+                    row.prefix = prefix
 
     def _work(self, stop_s: float) -> list[Outcome]:
         """One pass over prompts, then tokens for what decodes."""
@@ -450,17 +455,18 @@ class TransformersModel:
     def _warm(self, max_model_len: int) -> tuple[int, float, float]:
         """One request of our own: bytes per token of keys and values, prompt tokens per second, and seconds of the
         smallest pass."""
-        length = max(1, min(WARM_TOKENS, max_model_len - 4))
+        length = max(1, min(WARM_TOKENS, max_model_len - 5))
         ids = [[place % self._network.vocabulary for place in range(length)]]
         result_of(begin(self._network, ids, [], tokens_max=length))
         start_s = time.monotonic()
         cohort, logits = result_of(begin(self._network, ids, [], tokens_max=length))
         int(logits.argmax())
         read_s = time.monotonic() - start_s
-        cohort.decode([0])
-        start_s = time.monotonic()
-        int(cohort.decode([0]).argmax())
-        pass_s = time.monotonic() - start_s
+        times_s = [time.monotonic()]
+        for _ in range(4):
+            int(cohort.decode([0]).argmax())
+            times_s.append(time.monotonic())
+        pass_s = min(later - earlier for earlier, later in pairwise(times_s))
         token_bytes = cohort.token_bytes if isinstance(cohort, SlotCohort) else 0
         return token_bytes, length / max(read_s, 1e-6), pass_s
 

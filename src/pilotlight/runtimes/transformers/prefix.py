@@ -102,22 +102,23 @@ class Prefixes:
             prefix = prefix.parent
         return prefix
 
-    def propose(self, ids: list[int], operation_id: str) -> bool:
-        """Know this one from now on, as much of it as there is room for; whether that is news."""
+    def propose(self, ids: list[int], operation_id: str) -> Prefix | None:
+        """Know this one from now on, as much of it as there is room for; None if that is no news."""
         ids = ids[: self._bytes_max // self._token_bytes]
         if len(ids) < TOKENS_MIN:
-            return False
+            return None
         known = next((prefix for prefix in self._known if prefix.ids == ids), None)
         if known is not None:
             known.operations.add(operation_id)
-            return False
+            return None
         while len(self._known) >= KNOWN_MAX:
             least = min(self._known, key=_worth)
             least.kept = []
             self._known.remove(least)
         parent = self.find(ids, operation_id)
-        self._know(Prefix(ids, parent, operations={operation_id}, used=self._batches))
-        return True
+        prefix = Prefix(ids, parent, operations={operation_id}, used=self._batches)
+        self._know(prefix)
+        return prefix
 
     @torch.inference_mode()
     def read(self, prefix: Prefix, tokens_max: int) -> Generator[int, None, KeysValues]:
