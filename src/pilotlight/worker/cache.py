@@ -94,14 +94,11 @@ class Cache:
                 pins: list[int] = []
                 try:
                     files = {source.relative: self._bring(source, pins) for source in sources}
-                    self._publish(Manifest(variant_id, files, single=not model.is_dir()))
-                    made = self.find(variant_id)
+                    listed = Manifest(variant_id, files, single=not model.is_dir())
+                    return self._staged(listed, self._publish(listed))
                 finally:
                     for pin in pins:
                         os.close(pin)
-            if made is None:
-                raise CopyError("what was copied was removed at once")
-            return made
 
     def find(self, variant_id: str) -> Staged | None:
         """A variant that is staged here, in use from now on; None where it is not. Raises `CopyError`."""
@@ -111,15 +108,19 @@ class Cache:
                 lock = take(path, self.stop, shared=True)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-            listed, view = manifest.read(path), path.parent / "model"
-            if listed is None or not all(self._has(view / name, entry) for name, entry in listed.files.items()):
+            listed = manifest.read(path)
+            if listed is None or listed.variant != variant_id or not self._is_whole(path.parent / "model", listed):
                 os.close(lock)
                 self.discard(variant_id)
                 return None
             with contextlib.suppress(OSError):
                 os.utime(path, (self._clock(), self._clock()))
-            model = view / next(iter(listed.files)) if listed.single else view
-            return Staged(model, listed.bytes, dict(listed.files), lock)
+            return self._staged(listed, lock)
+
+    def _staged(self, listed: Manifest, lock: int) -> Staged:
+        view = self.root / "variants" / listed.variant / "model"
+        model = view / next(iter(listed.files)) if listed.single else view
+        return Staged(model, listed.bytes, dict(listed.files), lock)
 
     def has(self, variant_id: str) -> bool:
         """Whether a variant is staged, as far as a glance tells."""
@@ -225,17 +226,22 @@ class Cache:
             return True
         return source.hub_blob is not None and source.device == self.root.stat().st_dev
 
-    def _has(self, link: Path, entry: Entry) -> bool:
+    def _is_whole(self, view: Path, listed: Manifest) -> bool:
+        """Whether a variant's links lead to files of the cache that have the size which they should have."""
         try:
-            return link.samefile(self.file(entry.digest)) and link.stat().st_size == entry.size
+            return all(
+                (view / name).samefile(self.file(entry.digest)) and (view / name).stat().st_size == entry.size
+                for name, entry in listed.files.items()
+            )
         except OSError:
             return False
 
     # --- making and removing views
 
-    def _publish(self, listed: Manifest) -> None:
+    def _publish(self, listed: Manifest) -> int:
+        """Put a view in its place; returns a lock that keeps it from being evicted."""
         folder = self._fresh()
-        lock = -1
+        lock = use = -1
         try:
             while lock < 0:
                 folder.mkdir(mode=0o700)
@@ -251,15 +257,19 @@ class Cache:
                 file.write(msgspec.json.encode(listed))
                 file.flush()
                 os.fsync(file.fileno())
+            use = take(folder / "manifest.json", self.stop, shared=True)
             with held(self._lock_path("collect"), self.stop, shared=True):
                 folder.rename(self.root / "variants" / listed.variant)
             filecopy.sync_folder(self.root / "variants")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            if use >= 0:
+                os.close(use)
             raise
         finally:
             if lock >= 0:
                 os.close(lock)
+        return use
 
     def discard(self, variant_id: str) -> bool:
         """Remove a view, unless it is in use; its files stay. True when it is not there (any more). Raises OSError."""
