@@ -146,6 +146,17 @@ def test_a_poison_row_tells_of_its_deaths_and_charges(recorder: Recorder) -> Non
     assert "3 attempts charged" in story.title
 
 
+def test_a_row_that_hangs_is_told_apart_from_one_that_kills(recorder: Recorder) -> None:
+    world = World()
+    world.add_worker()
+    world.add_worker()
+    job_id = world.submit(20, hangs=frozenset({5}))
+    world.settle()
+    told = recorder.texts(RowSubject(job_id, 5))
+    assert "hung and was ended with it" in told
+    assert "it became an error row (timed_out)" in told
+
+
 def test_a_lost_worker_gives_its_rows_back(recorder: Recorder) -> None:
     world = World()
     job_id = world.submit(30)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.ranges import span_count
-from pilotlight.core.story.loads import change_text, fact_text, wants_text
+from pilotlight.core.story.loads import change_text, ended_text, fact_text, wants_text
 from pilotlight.core.story.records import Line, Story
 from pilotlight.core.story.scene import Moment, Scene
 from pilotlight.core.story.words import because_text, count_text, duration_text
@@ -47,7 +47,7 @@ class ContextTeller:
                 self._deaths += 1
                 rows = sum(span_count(moved.spans) for moved in moment.moved)
                 held = f" with {count_text(rows, 'row')}" if rows else ""
-                self._say(moment, f"{worker_id}: its replica on {device_id} died{held} ({event.reason})")
+                self._say(moment, f"{worker_id}: its replica on {device_id} {ended_text(event)}{held} ({event.reason})")
             case ev.LoadFailed(worker_id, device_id, self._variant_id):
                 what = "there is no room for it now" if event.crowded else "it could not be loaded"
                 again = " and will not be tried there again" if event.permanent and not event.crowded else ""

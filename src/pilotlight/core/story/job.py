@@ -5,6 +5,7 @@ from __future__ import annotations
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.ranges import span_count
+from pilotlight.core.story.loads import ended_text
 from pilotlight.core.story.records import Line, Story
 from pilotlight.core.story.scene import LeaseSeen, Moment, Scene
 from pilotlight.core.story.words import because_text, count_text, duration_text, listed, rows_text
@@ -130,7 +131,8 @@ class JobTeller:
     def _died(self, moment: Moment, event: ev.ReplicaDied) -> None:
         if rows := self._rows(moment):
             place = f"{event.worker_id}/{event.device_id}"
-            self._say(moment, f"the replica on {place} died ({event.reason}) with {rows}, which are suspects now")
+            ended = f"{ended_text(event)} ({event.reason})"
+            self._say(moment, f"the replica on {place} {ended} with {rows}: suspects now")
 
     # --- what was decided
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.ranges import IndexSet, Span, span_count
+from pilotlight.core.story.loads import ended_text
 from pilotlight.core.story.records import Line, Story
 from pilotlight.core.story.scene import LeaseSeen, Moment, Scene
 from pilotlight.core.story.words import because_text, count_text, duration_text, rows_text
@@ -79,7 +80,7 @@ class LeaseTeller:
                 self._say(moment, f"{worker_id} gave back {rows}, which had not started")
             case ev.ReplicaDied(reason=reason):
                 self._tell_answers()
-                self._say(moment, f"the replica that had {rows} died ({reason}); they are suspects now")
+                self._say(moment, f"the replica that had {rows} {ended_text(event)} ({reason}): suspects now")
             case ev.WorkerLost(worker_id, reason):
                 self._over(moment, f"{worker_id} was lost ({reason}): {rows} {self._whither()}")
             case ev.WorkerJoined(worker_id):

@@ -50,6 +50,11 @@ def stages_text(stages: dict[str, float]) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
+def ended_text(event: ev.ReplicaDied) -> str:
+    """How a replica ended that should not have."""
+    return "hung and was ended" if event.kind == "timed_out" else "died"
+
+
 def change_text(scene: Scene, event: ev.CopyReported) -> str:
     """A copy that was made, or is gone."""
     fact = event.fact

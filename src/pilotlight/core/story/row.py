@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.ranges import Span, span_count
+from pilotlight.core.story.loads import ended_text
 from pilotlight.core.story.records import Line, Story
 from pilotlight.core.story.scene import LeaseSeen, Moment, Scene
 from pilotlight.core.story.words import because_text, count_text, duration_text, rows_text
@@ -136,7 +137,7 @@ class RowTeller:
         self._deaths += 1
         total = sum(span_count(moved.spans) for moved in moment.moved)
         place = f"{event.worker_id}/{event.device_id}"
-        text = f"the replica on {place} died with it ({event.reason})"
+        text = f"the replica on {place} {ended_text(event)} with it ({event.reason})"
         charged = self._charged(moment)
         if kept:
             text += f": {kept[0].worker_id} has it too, in {kept[0].lease_id}"

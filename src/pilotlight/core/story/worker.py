@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.ranges import span_count
-from pilotlight.core.story.loads import change_text, fact_text, wants_text
+from pilotlight.core.story.loads import change_text, ended_text, fact_text, wants_text
 from pilotlight.core.story.records import Line, Story
 from pilotlight.core.story.scene import Moment, Moved, Scene, WantsChange
 from pilotlight.core.story.words import because_text, bytes_text, count_text, duration_text, listed, rows_text
@@ -155,7 +155,7 @@ class WorkerTeller:
         self._deaths += 1
         name = self._scene.name_of(event.variant_id)
         held = f" with {_leases_text(moment.moved)}, of which about {event.started} had started" if moment.moved else ""
-        self._say(moment, f"the replica of {name} on {event.device_id} died ({event.reason}){held}")
+        self._say(moment, f"the replica of {name} on {event.device_id} {ended_text(event)} ({event.reason}){held}")
         for decision in moment.step.decisions:
             match decision:
                 case do.RecordAttempts(job_id, attempts):
