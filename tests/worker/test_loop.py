@@ -163,6 +163,15 @@ async def the_next_manager_s_job_of_the_same_name_is_another(manager: Manager, a
     assert results == ["second"]
 
 
+async def a_first_load_waits_for_its_runtime(manager: Manager, agent: AgentLoop, folder: Path) -> None:
+    manager.want("v")
+    live = await manager.hear_resident("live")
+    assert live.origin == "cold"
+    assert live.stages.keys() >= {"import", "start"}
+    assert live.stages.keys() & {"stage", "park"} == set()
+    assert sum(live.stages.values()) <= live.load_s
+
+
 async def contexts_that_nothing_needs_are_dropped(manager: Manager, agent: AgentLoop, folder: Path) -> None:
     manager.want("v", "w")
     while (await manager.hear(Reported)).resident.state != "live":
@@ -239,7 +248,7 @@ async def files_are_staged_and_parked_before_a_load(manager: Manager, agent: Age
     assert (parked.level, parked.bytes) == ("parked", 1000)
     live = await manager.hear_resident("live")
     assert live.origin == "parked"
-    assert live.stages.keys() >= {"stage", "park", "import", "start", "read"}
+    assert live.stages.keys() >= {"stage", "park", "start", "read"}
     assert sum(live.stages.values()) <= live.load_s
     assert loaded_from(agent).joinpath("model.safetensors").read_bytes() == b"w" * 1000
     assert os.readlink(loaded_from(agent) / "model.safetensors").startswith(f"/proc/{os.getpid()}/fd/")
@@ -352,6 +361,7 @@ SCENARIOS: dict[str, Callable[[Manager, AgentLoop, Path], Awaitable[None]]] = {
     for scenario in (
         a_job_that_comes_back_brings_another_operation,
         the_next_manager_s_job_of_the_same_name_is_another,
+        a_first_load_waits_for_its_runtime,
         contexts_that_nothing_needs_are_dropped,
         what_a_function_leaves_behind_is_reaped,
         the_end_of_an_orphaned_replica_is_known,

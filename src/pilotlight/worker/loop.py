@@ -351,7 +351,10 @@ class AgentLoop:
                 self._servers.wake(decision.replica_id)
             case do.MakeCopy(variant_id, level):
                 self._loads.copying(variant_id, level, time.monotonic())
-                self._copies.make(variant_id, level, self._contexts[variant_id].model_path or "")
+                context = self._contexts[variant_id]
+                self._copies.make(variant_id, level, context.model_path or "")
+                if any(v.variant_id == variant_id for slot in self._agent.slots.values() for v in slot.wants):
+                    self._servers.prepare(context.runtime)  # while the files are copied
             case do.DropCopy():
                 self._copies.drop(decision.variant_id, decision.level)
             case do.SendCopy(variant_id, level, size, took_s):

@@ -172,6 +172,11 @@ class Servers:
             theirs.close()
         self._run(self._connect(process, ours, device, find))
 
+    def prepare(self, runtime: str) -> None:
+        """Have a runtime import its libraries before a replica is started."""
+        with contextlib.suppress(OSError):  # `start` will say it
+            self._server(runtime)
+
     async def _connect(
         self, process: Process, ours: socket.socket, device: DeviceSpec, find: Callable[[], Awaitable[Path | None]]
     ) -> None:
