@@ -38,6 +38,10 @@ def answer(state: str, row: int) -> tuple[str, int, str]:
     return state, row, os.path.basename(os.environ["TMPDIR"])
 
 
+def same(row: int) -> int:
+    return row
+
+
 def by_name(contexts: list[ContextView]) -> dict[str, ContextView]:
     return {view.name: view for view in contexts}
 
@@ -167,7 +171,7 @@ def test_a_context_that_no_worker_can_load_ends_its_job_with_the_reason_and_no_o
         raise RuntimeError("the index is missing")
 
     with Pool(2) as pool:
-        other = pool.map(lambda row: row, range(500))
+        other = pool.map(same, range(500))
         with pytest.raises(JobFailed, match="the index is missing"):
             list(pool.map(answer, range(10), context=build()))
         assert [result.value for result in other] == list(range(500))
