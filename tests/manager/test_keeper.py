@@ -104,6 +104,18 @@ def test_adopted_pilots_count(clock: Clock) -> None:
     assert list(provider.names.values()) == ["worker-2.1", "worker-2.2"]
 
 
+def test_pilots_that_are_too_many_are_ended(clock: Clock) -> None:
+    provider = Provider(alive={"a", "b"})
+    keeper = Keeper(provider, 1, quiet, epoch=2)
+    assert keeper.adopt({"worker-1": "a", "worker-2": "b"}) == ["worker-1"]
+    assert provider.cancelled == ["b"]
+    clock.now += 60
+    keeper.joined("worker-1")
+    provider.ended = {"b": "its process is gone"}
+    keeper.look()
+    assert not provider.names
+
+
 def test_an_adopted_pilot_whose_worker_does_not_come_back_is_ended(clock: Clock) -> None:
     provider = Provider(alive={"a"})
     keeper = Keeper(provider, 1, quiet, epoch=2)

@@ -83,7 +83,8 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
     over = loop.create_task(clients.over.wait())
     owner: asyncio.Task[None] | None = None
     try:
-        keeper.adopt(journal.pilots)
+        if alive := keeper.adopt(journal.pilots):
+            manager.note("info", f"still there from the manager before this one: {', '.join(alive)}")
         resumed = clients.submissions.resume() if journal.jobs else None
         if resumed is None:
             await manager.start()

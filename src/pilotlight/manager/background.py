@@ -23,6 +23,8 @@ def begin(work: Callable[[], T]) -> asyncio.Future[T]:
     def run() -> None:
         try:
             result = work()
+        except StopIteration as error:  # no future takes one
+            post(future.set_exception, RuntimeError(f"background work ended early: {error}"))
         except BaseException as error:
             post(future.set_exception, error)
         else:

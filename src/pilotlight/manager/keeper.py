@@ -55,7 +55,8 @@ class Keeper:
         self._not_before_s = 0.0
 
     def adopt(self, pilots: Mapping[str, str]) -> list[str]:
-        """Look after the pilots (name -> id) of the manager before this one. Returns the names of those that live."""
+        """Look after the pilots (name -> id) of the manager before this one, and end those that are too many now.
+        Returns the names of those that live on."""
         now = time.monotonic()
         alive: list[str] = []
         for name, pilot_id in pilots.items():
@@ -63,7 +64,10 @@ class Keeper:
                 self._strangers[name] = now + RETURN_S_MAX
             elif self._provider.adopt(pilot_id):
                 self._lives[pilot_id] = _Life(name, now)
-                alive.append(name)
+                if len(alive) < self._target:
+                    alive.append(name)
+                else:
+                    self.give_up(name)
         self._tell()
         return alive
 

@@ -32,6 +32,7 @@ EXIT_CODES = {JobState.COMPLETED: 0, JobState.CANCELLED: 130, JobState.FAILED: 1
 ERROR_ROWS_EXIT_CODE = 3
 ORPHAN_S = 60.0
 """How long a resumed job waits for the client that its old manager's crash cut off."""
+_ENDING = "the pool ends: no job can begin in it"
 
 
 @dataclass(eq=False, slots=True)
@@ -64,6 +65,9 @@ class Submissions:
 
     def submit(self, client: Connection, submit: Submit) -> None:
         """Answered by `Accepted` or `Refused`."""
+        if self._over:
+            refuse(client, submit.ticket, ConfigError(_ENDING))
+            return
         task = self._run(self._submit(client, submit))
         self._asked[task] = None if submit.detached else client
         task.add_done_callback(lambda task: self._asked.pop(task, None))
@@ -145,9 +149,9 @@ class Submissions:
             return
         if submit.detached:
             self._detach(job)
-        self._hold(client, job)
         self._accept(client, submit.ticket, job)
         self._begin(job)
+        self._hold(client, job)
 
     async def _taken(self, client: Connection, submit: Submit) -> _Followed:
         """The job that this asks for: a new one, or one that runs already. Raises `PilotlightError`."""
@@ -203,7 +207,7 @@ class Submissions:
             raise
         if self._over:
             self._put_back(files, journaled=record is not None)
-            raise ConfigError("the pool ends: no job can begin in it")
+            raise ConfigError(_ENDING)
         files.detached = detached
         return self._add(files, output)
 
@@ -268,7 +272,7 @@ class Submissions:
             job.orphan.cancel()
             job.orphan = None
         job.holders.add(client)
-        if client.closed:  # it left while its request was being looked at
+        if client.closed:  # it is leaving
             self.gone(client)
 
     def _detach(self, job: _Followed) -> None:
@@ -344,6 +348,7 @@ class Submissions:
             job.orphan = asyncio.get_running_loop().call_later(ORPHAN_S, self._orphaned, job)
 
     def _orphaned(self, job: _Followed) -> None:
+        job.orphan = None
         job_id = job.files.job_id
         self._manager.note("warning", f"{job_id} is stopped: no client came for it in {ORPHAN_S:.0f} s")
         self._manager.put(ev.JobCancelled(job_id, drain=True))
@@ -400,8 +405,9 @@ class Submissions:
             exit_code=exit_code,
             report=report,
         )
+        snapshot = views.snapshot(self._manager)
         for client in job.holders | job.watchers:
-            client.send(views.snapshot(self._manager))
+            client.send(snapshot)
             client.send(ended)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
