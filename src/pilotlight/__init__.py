@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pilotlight.client.results import Classification, Generation, Result, RowError
     from pilotlight.client.sampling import SamplingParams
     from pilotlight.core.errors import ConfigError, JobCancelled, JobFailed, PilotlightError
-    from pilotlight.wire import Operation
+    from pilotlight.views import ContextView, JobView
+    from pilotlight.wire import Operation, WorkerShape
 
 _HOME = {
     "Context": "client.contexts",
@@ -35,7 +36,10 @@ _HOME = {
     "JobCancelled": "core.errors",
     "JobFailed": "core.errors",
     "PilotlightError": "core.errors",
+    "ContextView": "views",
+    "JobView": "views",
     "Operation": "wire",
+    "WorkerShape": "wire",
 }
 
 __all__ = [
@@ -43,16 +47,19 @@ __all__ = [
     "Classification",
     "ConfigError",
     "Context",
+    "ContextView",
     "Generation",
     "Job",
     "JobCancelled",
     "JobFailed",
+    "JobView",
     "Operation",
     "PilotlightError",
     "Pool",
     "Result",
     "RowError",
     "SamplingParams",
+    "WorkerShape",
     "__version__",
     "context",
 ]

@@ -22,6 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder to work in; whatever the commands left of themselves would be in it."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
     monkeypatch.setenv("PILOTLIGHT_LOG_DIR", str(tmp_path / "logs"))
+    monkeypatch.setenv("PILOTLIGHT_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     (tmp_path / "t").mkdir()
     yield tmp_path
@@ -56,7 +57,8 @@ def test_a_file_of_rows_comes_back_in_order(folder: Path) -> None:
     assert [row["result"]["prompt"] for row in rows] == [f"row {index}" for index in range(500)]
     for word in ("requests", "500 done", "contexts loaded", "work lost", "out.jsonl.report.json"):
         assert word in told.stdout
-    assert not list((folder / "logs").iterdir())
+    assert len(list((folder / "logs").glob("*/manager.log"))) == 1
+    assert "logs" not in told.stderr
     again = _command(folder, "run in.jsonl -o out.jsonl --runtime echo --workers 2")
     assert again.returncode == 0, again.stderr
     assert "nothing is left to do" in again.stderr

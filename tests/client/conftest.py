@@ -20,6 +20,7 @@ def private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(base))
     monkeypatch.setenv("PILOTLIGHT_LOG_DIR", str(base / "logs"))
+    monkeypatch.setenv("PILOTLIGHT_STATE_DIR", str(base / "state"))
     return base
 
 

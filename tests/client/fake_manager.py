@@ -38,8 +38,9 @@ from pilotlight.messages import (
     Snapshot,
     Submit,
 )
+from pilotlight.poolfile import read_spec
 from pilotlight.views import JobView, Totals
-from pilotlight.wire import VERSION, JobRequest, PathInput, PathOutput, ResultChunk
+from pilotlight.wire import VERSION, JobRequest, PathInput, PathOutput, PoolSpec, ResultChunk
 
 
 class FakeJob:
@@ -104,7 +105,7 @@ class FakeManager:
     def receive(self, connection: Connection, message: Any) -> None:
         match message:
             case Hello():
-                connection.send(Greeting(version=VERSION, epoch=1, pid=os.getpid(), log_dir=""))
+                connection.send(Greeting(version=VERSION, epoch=1, pid=os.getpid(), log_dir=spec().log_dir))
             case Submit():
                 self.submit(connection, message)
             case RowsIn():
@@ -164,6 +165,10 @@ class FakeManager:
                 connection.send(Notice(level="error", text="the context can't be loaded"))
             view = job.view(outcome)
             connection.send(JobEnded(job=name, outcome=outcome, view=view, totals=Totals(), message="told so"))
+
+
+def spec() -> PoolSpec:
+    return read_spec(Path(sys.argv[1]))
 
 
 async def main() -> None:

@@ -86,7 +86,7 @@ def test_the_summary_says_what_people_ask() -> None:
     assert told["time"] == "4.5 s loading, 1 min 10 s inferring (all workers)"
     assert told["work lost"] == "12 requests had begun and ran again; 1 worker lost"
     assert "2 prompts" in told["truncated"]
-    assert "3 answers" in told["unfinished"]
+    assert "3 answers" in told["cut short"]
     assert render([("a", "b"), ("longer", "c")]) == "a       b\nlonger  c"
 
 

@@ -35,7 +35,7 @@ def test_a_signal_before_the_job_is_accepted_ends_the_command(tmp_path: Path) ->
     source.write_text('{"prompt": "x"}\n')
     calls = 0
 
-    def submit(pool: Pool) -> Job[Any]:
+    def submit(pool: Pool, _again: bool) -> Job[Any]:
         return pool.run_files(pl.LLM("slow"), Operation(kind="generate"), [source], output)
 
     def step(*_: object) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pilotlight as pl
-from pilotlight.client import launch
+from pilotlight.client import folders, launch
 from pilotlight.client.pool import Pool
 from pilotlight.core.errors import PilotlightError
 
@@ -28,21 +28,21 @@ def test_nothing_is_left_after_success(private_folders: Path) -> None:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert pool.log_dir is not None
         assert pool.log_dir.is_dir()
-        manager = pool._manager
+        manager = pool._own
         assert manager is not None
         assert os.getsid(manager.process.pid) != os.getsid(0)
     assert manager.process.poll() is not None
     assert _pool_folders(private_folders) == []
-    assert list((private_folders / "logs").iterdir()) == []
+    (logs,) = (private_folders / "logs").iterdir()
+    assert (logs / "manager.log").exists()
 
 
-def test_logs_are_kept_when_something_went_wrong(private_folders: Path) -> None:
+def test_the_logs_are_named_when_something_went_wrong() -> None:
     with Pool(1, manager_command=COMMAND) as pool:
-        with pytest.raises(pl.JobFailed, match="logs: "):
-            list(pool.generate(pl.LLM("fail"), ["x"]))
-        kept = pool.log_dir
-    assert kept is not None
-    assert (kept / "manager.log").exists()
+        job = pool.generate(pl.LLM("fail"), ["x"])
+        with pytest.raises(pl.JobFailed, match=f"logs: {pool.log_dir}"):
+            list(job)
+        assert pool.troubled == {"", job.id}
 
 
 def test_a_manager_that_refuses_to_start(private_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_only_stale_folders_are_swept(private_folders: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for folder in (stale, locked, foreign):
             os.utime(folder, (old, old))
-        assert launch.sweep(private_folders) == [stale]
+        assert folders.sweep(private_folders) == [stale]
     assert locked.is_dir()
     assert young.is_dir()
     assert foreign.is_dir()
@@ -83,11 +83,11 @@ def test_a_long_temporary_folder_falls_back_to_a_short_one(
     long = private_folders / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
-    assert launch._base_folder() == Path("/tmp")
+    assert folders.base_folder() == Path("/tmp")
     short = private_folders / "run"
     short.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
-    assert launch._base_folder() == short
+    assert folders.base_folder() == short
 
 
 def test_only_the_latest_logs_are_kept(private_folders: Path) -> None:
@@ -96,12 +96,12 @@ def test_only_the_latest_logs_are_kept(private_folders: Path) -> None:
         (base / f"20200101-0000{second:02d}-999999999-abc").mkdir(parents=True)
     mine = base / f"20190101-000000-{os.getpid()}-abc"
     mine.mkdir()
-    assert launch._log_folder().parent == base
+    assert folders.new_log_folder(base, "PILOTLIGHT_LOG_DIR").parent == base
     left = sorted(path.name for path in base.iterdir())
     assert mine.name in left
     assert "20200101-000014-999999999-abc" in left
     assert "20200101-000000-999999999-abc" not in left
-    assert len(left) == launch.LOG_RUNS_MAX + 1
+    assert len(left) == folders.LOG_RUNS_MAX + 1
 
 
 @pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0)])

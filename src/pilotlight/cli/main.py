@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from pilotlight import __version__
@@ -26,11 +26,28 @@ app = App(
     help="High-throughput inference with small language models: models stay loaded, no row is lost.",
     help_format="plaintext",
 )
-app.command("pilotlight.cli.run:run", name="run", help="Run a file of prompts through a model.")
-app.command("pilotlight.cli.run_batch:run_batch", name="run-batch", help="Run an OpenAI batch file, as vLLM does.")
-app.command("pilotlight.cli.explain:explain", name="explain", help="Tell what happened in a run, and why.")
-app.command("pilotlight.factcheck.demo:demo", name="demo", help="See it work: verify claims, lose a worker.")
-factcheck = App(name="factcheck", help="Verify claims against their evidence.", help_format="plaintext")
+_JOBS = Group("Run a file of rows", sort_key=1)
+_POOL = Group("A pool that stays", sort_key=2)
+_LOOK = Group("Look", sort_key=3)
+_VERBS = [
+    (_JOBS, "run", "run:run", "Run a file of prompts through a model."),
+    (_JOBS, "run-batch", "run_batch:run_batch", "Run an OpenAI batch file, as vLLM does."),
+    (_POOL, "up", "up:up", "Start a pool that stays when commands end."),
+    (_POOL, "down", "up:down", "End it."),
+    (_POOL, "jobs", "jobs:jobs", "List its jobs."),
+    (_POOL, "attach", "jobs:attach", "Follow one of its jobs."),
+    (_POOL, "cancel", "jobs:cancel", "End one of its jobs."),
+    (_POOL, "contexts", "contexts:contexts", "List what it holds, and where."),
+    (_POOL, "pin", "contexts:pin", "Keep a model loaded."),
+    (_POOL, "evict", "contexts:evict", "Drop a context that no job needs."),
+    (_LOOK, "explain", "explain:explain", "Tell what happened in a run, and why."),
+]
+for _group, _name, _home, _help in _VERBS:
+    app.command(f"pilotlight.cli.{_home}", name=_name, help=_help, group=_group)
+app.command(
+    "pilotlight.factcheck.demo:demo", name="demo", help="See it work: verify claims, lose a worker.", group=_LOOK
+)
+factcheck = App(name="factcheck", help="Verify claims against their evidence.", help_format="plaintext", group=_JOBS)
 factcheck.command("pilotlight.factcheck.command:verify", name="verify", help="Verify a file of claims.")
 app.command(factcheck)
 

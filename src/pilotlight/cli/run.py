@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal, cast
 from cyclopts import Group, Parameter
 
 from pilotlight.client import checks
-from pilotlight.client.console.follow import follow, say_ending
+from pilotlight.client.console.follow import follow, hand_over, say_ending
 from pilotlight.client.console.options import Inputs, ModelOptions, Output, RunOptions, SamplingOptions, Truncation
+from pilotlight.client.console.pools import choose_pool
+from pilotlight.client.jobs import Job
 from pilotlight.client.llm import LLM
-from pilotlight.client.pool import Pool, check_labels
+from pilotlight.client.pool import Pool
 from pilotlight.core.errors import ConfigError
 from pilotlight.wire import Operation
 
@@ -24,7 +26,7 @@ def run(
     inputs: Inputs,
     /,
     *,
-    output: Output,
+    output: Output = None,
     model: ModelOptions | None = None,
     prompt_template: Annotated[
         str | None, Parameter(group=_PROMPTS, help="Prompt from a row's fields, as in 'Claim: {claim}'.")
@@ -62,7 +64,7 @@ def run(
         system_prompt=system_prompt,
         chat_template_kwargs=_json_object(chat_template_kwargs),
         sampling=sampling.params().to_wire(),
-        labels=[] if labels is None else check_labels([label.strip() for label in labels.split(",")]),
+        labels=[] if labels is None else checks.check_labels([label.strip() for label in labels.split(",")]),
         label_scoring=label_scoring or "sum",
         truncate_prompt_tokens=truncate_prompt_tokens,
     )
@@ -89,29 +91,29 @@ def _refuse_chat_options(system_prompt: str | None, chat_template_kwargs: str | 
         )
 
 
-def run_files(llm: LLM, operation: Operation, inputs: list[Path], output: Path, options: RunOptions) -> int:
+def run_files(llm: LLM, operation: Operation, inputs: list[Path], output: Path | None, options: RunOptions) -> int:
     """Run a job between files as every verb does: checks, dry run, progress, summary. Returns the exit code."""
-    checks.check_output(output, inputs)
     options.check()
+    if output is not None:
+        checks.check_output(output, inputs)
+        checks.check_retried(output, options.retried)
     if options.dry_run:
         from pilotlight.client.console.dry_run import dry_run
 
         return dry_run(llm, operation, inputs, output, options)
-    ending = follow(
-        Pool(options.workers),
-        lambda pool: pool.run_files(
-            llm,
-            operation,
-            inputs,
-            output,
-            name=output.name,
-            arguments={"argv": sys.argv[1:]},
-            **options.of_job,
-        ),
-        output=output,
-        quiet=options.quiet,
-        verbose=options.verbose,
-    )
+    if output is None:
+        raise ConfigError("--output is needed: the file to write (only --dry-run does without)")
+
+    def submit(pool: Pool, again: bool) -> Job[Any]:
+        arguments = {"argv": sys.argv[1:]}
+        how = options.of_job(again=again)
+        return pool.run_files(llm, operation, inputs, output, name=output.name, arguments=arguments, **how)
+
+    pool = choose_pool(options)
+    if options.detach:
+        ending = hand_over(pool, submit, quiet=options.quiet)
+    else:
+        ending = follow(pool, submit, output=output, quiet=options.quiet, verbose=options.verbose)
     say_ending(ending, output, quiet=options.quiet)
     return ending.exit_code
 

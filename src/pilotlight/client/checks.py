@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pilotlight.core.errors import ConfigError, InputError, RequestError
 
@@ -27,6 +28,20 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
     for path in inputs:
         if output.absolute() == path.absolute() or (output.exists() and path.exists() and output.samefile(path)):
             raise ConfigError(f"the output {output} is also an input; name another file")
+
+
+def check_retried(output: Path, kinds: Sequence[str] | None) -> None:
+    """A finished output with error rows has some of the kinds that shall be done again."""
+    from pilotlight.io.report import read_report
+
+    report = read_report(str(output)) if kinds and output.exists() else None
+    there = report.get("errors") if report else None
+    if not isinstance(there, dict) or not there:
+        return
+    listed = cast("dict[str, int]", there)
+    if unknown := [kind for kind in kinds or () if kind not in listed]:
+        has = ", ".join(f"{count:,} {kind}" for kind, count in listed.items())
+        raise ConfigError(f"{output} has no error rows of kind {', '.join(unknown)} to do again; it has {has}")
 
 
 def _enter(path: Path, what: str) -> None:
@@ -126,3 +141,25 @@ def check_numbers(*, limit: int | None, workers: int | None, max_attempts: int) 
     for name, value, least in named:
         if value is not None and value < least:
             raise ConfigError(f"{name} must be {least} or more, not {value}")
+
+
+def check_share(
+    weight: float, request_timeout_s: float, names: tuple[str, str] = ("weight", "request_timeout_s")
+) -> None:
+    """A job's share and patience are above 0."""
+    for name, value in zip(names, (weight, request_timeout_s), strict=True):
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{name} must be above 0, not {value:g}")
+
+
+def check_labels(labels: Sequence[str]) -> list[str]:
+    """The labels as a list. Raises `ConfigError` unless they are two or more different texts."""
+    given: Sequence[Any] = labels
+    if isinstance(labels, str) or any(not isinstance(label, str) or not label for label in given):
+        raise ConfigError(f"labels must be a list of texts that are not empty, not {labels!r}")
+    if len(labels) < 2:
+        raise ConfigError(f"classify compares at least 2 labels; there is only {', '.join(labels) or 'none'}")
+    doubled = sorted({label for label in labels if list(labels).count(label) > 1})
+    if doubled:
+        raise ConfigError(f"labels must be different; {', '.join(doubled)} is given more than once")
+    return list(labels)

@@ -11,6 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from pilotlight.connection import Connection, dial
@@ -34,13 +35,16 @@ class Link:
         self._greeting: Future[Greeting] = Future()
         self._stopped = False
 
-    def open(self, path: str, hello: Hello) -> Greeting:
-        """Connect and introduce ourselves. Raises `LinkClosed`, or `PilotlightError` on another version."""
+    def open(self, path: str, hello: Hello, timeout_s: float = GREETING_S_MAX) -> Greeting:
+        """Connect and introduce ourselves. Raises `LinkClosed`, or `PilotlightError` on another version or silence."""
         self._thread.start()
         dialled = asyncio.run_coroutine_threadsafe(dial(path, ClientReply, self._prepare), self._loop)
-        self._connection = dialled.result(GREETING_S_MAX)
-        self.send(hello)
-        greeting = self._greeting.result(GREETING_S_MAX)
+        try:
+            self._connection = dialled.result(timeout_s)
+            self.send(hello)
+            greeting = self._greeting.result(timeout_s)
+        except FutureTimeout:
+            raise PilotlightError(f"the pool's manager did not answer in {timeout_s:.0f} s") from None
         if greeting.version != VERSION:
             message = f"the manager speaks version {greeting.version}, this client {VERSION}: use one release for both"
             raise PilotlightError(message)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from pilotlight import wire
 from pilotlight.client import pickling
+from pilotlight.client.identity import Identity, identify
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -21,11 +22,13 @@ S = TypeVar("S")
 class Context(Generic[S]):
     """A state that workers build once and keep: what a `@context` function returns when it is called here.
 
-    Nothing is built in this process. `id` tells contexts apart: equal ids share live states from job to job.
+    Nothing is built in this process. `id` tells contexts apart: equal ids share live states from job to job, in a pool
+    that stays also those of other processes. unstable: types of arguments that may look different in each process.
     """
 
-    def __init__(self, described: wire.Context) -> None:
+    def __init__(self, described: wire.Context, unstable: Sequence[str] = ()) -> None:
         self.wire = described
+        self.unstable = list(unstable)
 
     @property
     def id(self) -> str:
@@ -70,8 +73,9 @@ def context(
     arguments, and what it returns is the first argument of the functions mapped over rows. If the state has a
     `close()` (or is a context manager), it is closed at the end.
 
-    A context is known by the function's source text, what it closes over and its arguments. Give `version` (and
-    perhaps `name`) to say instead when a state is another one: then the source text does not count.
+    A context is known by its arguments and the function: its code, what it closes over, and those globals that it names
+    and that are not of an installed package. Give `version` (and perhaps `name`) to say instead when a state is another
+    one: then the function does not count.
     memory_bytes: a hint of what a live state needs. concurrency: async calls in flight at once in a replica.
     """
     if build is None:
@@ -87,27 +91,28 @@ def context_maker(
 
     @functools.wraps(build)
     def make(*args: P.args, **kwargs: P.kwargs) -> Context[S]:
-        arguments = pickling.dumps((args, kwargs), f"the arguments of the context {title}")
-        what = f"{title}@{version}".encode() if version is not None else _source(build, title)
+        arguments = identify((args, kwargs))
+        built = identify(build) if version is None else Identity(f"{title}@{version}")
         return Context(
             wire.Context(
                 runtime="python",
                 name=title,
-                identity=hashlib.sha256(what + b"\0" + arguments).hexdigest(),
+                identity=hashlib.sha256(f"{built.digest}\0{arguments.digest}".encode()).hexdigest(),
                 options={} if concurrency is None else {"concurrency": concurrency},
                 load=pickling.dumps((build, args, kwargs), f"the context {title}"),
                 memory_bytes=memory_bytes,
-            )
+            ),
+            unstable=[*built.unstable, *arguments.unstable],
         )
 
     return make
 
 
-def _source(build: Callable[..., Any], title: str) -> bytes:
-    """Source text and captured values; for what has no source (typed at a prompt), the pickled function."""
-    try:
-        text = inspect.getsource(build)
-    except (OSError, TypeError):
-        return pickling.dumps(build, f"the context {title}")
-    cells = [cell.cell_contents for cell in getattr(build, "__closure__", None) or ()]
-    return text.encode() + (pickling.dumps(cells, f"what the context {title} closes over") if cells else b"")
+def warn_if_unstable(given: Context[Any]) -> None:
+    """Say that a pool that stays may take this for another context when the next process asks for it."""
+    if given.unstable:
+        text = (
+            f"context {given.name} holds {', '.join(given.unstable)}, which may look different in every process, so "
+            "that the pool builds it anew for each; build it inside of the function from plain arguments"
+        )
+        warnings.warn(text, stacklevel=3)

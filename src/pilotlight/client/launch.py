@@ -1,8 +1,8 @@
-"""Starting and ending a pool's manager: its private folder, its process, its logs.
+"""Starting and ending a manager's process, and the pool of one command that goes with it.
 
 The manager is always a process of its own, in a session of its own, so that Ctrl-C in a terminal reaches only the
-client. The folder holds the socket and what the manager is told; who uses a folder holds a lock in it, so that
-folders of killed pools can be told from living ones and are swept. What is said over the socket: `connection.py`.
+client. Who uses a one-command pool's folder holds a lock in it, so that folders of killed pools can be told from living
+ones and are swept. Lasting pools: `lasting.py`. What is said over the socket: `connection.py`.
 """
 
 from __future__ import annotations
@@ -17,42 +17,44 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-import msgspec
-
+from pilotlight.client import folders
 from pilotlight.core import errors
 from pilotlight.core.errors import ConfigError, PilotlightError
-from pilotlight.wire import PoolSpec
+from pilotlight.poolfile import socket_path, write_spec
+from pilotlight.wire import PoolSpec, WorkerShape
 
 START_S_MAX = 60.0
 """A manager imports little; one that is not ready by then hangs."""
 END_S_MAX = 10.0
-STALE_S_MIN = 1.0
-"""A younger folder may belong to a client that has not taken its lock yet."""
-LOG_RUNS_MAX = 10
-_SOCKET_PATH_BYTES_MAX = 107
-_SOCKET_NAME_BYTES_MAX = 24
-
-
-def socket_path(folder: Path) -> str:
-    """Where the manager of this pool folder listens for clients."""
-    return str(folder / "client.sock")
 
 
 @dataclass
-class ManagerProcess:
-    """A manager that said it is ready. `end` is to be called once, whatever happened."""
+class OwnPool:
+    """The pool of one command, whose manager said that it is ready. `end` is to be called once, whatever happened."""
 
     folder: Path
-    log_dir: Path
+    spec: PoolSpec
     process: subprocess.Popen[bytes]
     _lock: IO[bytes] = field(repr=False)
 
-    def end(self, *, keep_logs: bool, grace_s: float = END_S_MAX) -> None:
-        """Wait for the manager to leave (it was told to), force it after `grace_s`, and remove what it used."""
+    @property
+    def log_dir(self) -> Path:
+        """Where its processes write."""
+        return Path(self.spec.log_dir)
+
+    @property
+    def socket(self) -> str:
+        """Where its manager listens for clients."""
+        return socket_path(self.folder, self.spec, "client.sock")
+
+    def end(self, grace_s: float = END_S_MAX) -> None:
+        """Wait for the manager to leave (it was told to), force it after `grace_s`, and remove what it used, but for
+        the logs."""
         try:
             self.process.wait(grace_s)
         except subprocess.TimeoutExpired:
@@ -62,46 +64,69 @@ class ManagerProcess:
             self.process.wait()
         self._lock.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-        if not keep_logs:
-            shutil.rmtree(self.log_dir, ignore_errors=True)
 
 
-def launch(*, workers: int, orphan_timeout_s: float = 2.0, command: list[str] | None = None) -> ManagerProcess:
+def launch(
+    *,
+    workers: int,
+    shapes: Sequence[WorkerShape] = (),
+    orphan_timeout_s: float = 2.0,
+    command: list[str] | None = None,
+) -> OwnPool:
     """Start the manager of a one-client pool and wait until it listens.
 
     `command` replaces `python -m pilotlight.manager`, for tests; it gets the same arguments.
     Raises the error that the manager names, or `PilotlightError` with the end of its log.
     """
-    if not sys.executable:
-        raise ConfigError("this Python does not know its own executable, so no manager can be started")
-    base = _base_folder()
-    sweep(base)
-    log_dir = _log_folder()
+    base = folders.base_folder()
+    folders.sweep(base)
+    log_dir = folders.new_log_folder(folders.logs_folder(), "PILOTLIGHT_LOG_DIR")
     folder = base / f"pilotlight-{os.getuid()}-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700)
-    lock = _lock_folder(folder)
+    lock = folders.lock_folder(folder)
+    spec = PoolSpec(
+        workers=workers,
+        shapes=list(shapes),
+        orphan_timeout_s=orphan_timeout_s,
+        log_dir=str(log_dir),
+        python=python(),
+    )
     try:
-        process = _start(folder, log_dir, workers, orphan_timeout_s, command)
+        write_spec(folder, spec)
+        process = start_manager(folder, spec, command=command)
     except BaseException:
         lock.close()
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return ManagerProcess(folder, log_dir, process, lock)
+    return OwnPool(folder, spec, process, lock)
 
 
-def _start(
-    folder: Path, log_dir: Path, workers: int, orphan_timeout_s: float, command: list[str] | None
+def python() -> str:
+    """The interpreter for manager and workers: this one. Raises `ConfigError`."""
+    if not sys.executable:
+        raise ConfigError("this Python does not know its own executable, so no manager can be started")
+    return sys.executable
+
+
+def start_manager(
+    folder: Path,
+    spec: PoolSpec,
+    *,
+    command: list[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    spec = PoolSpec(
-        workers=workers, lasting=False, orphan_timeout_s=orphan_timeout_s, log_dir=str(log_dir), python=sys.executable
-    )
-    (folder / "pool.json").write_bytes(msgspec.json.encode(spec))
+    """Start the manager of the pool in `folder`, which has its `pool.json`, and wait until it listens.
+
+    Raises as `launch` does; then no process is left.
+    """
     ready, ready_child = os.pipe()
-    log_path = log_dir / "manager.log"
+    log_path = Path(spec.log_dir) / "manager.log"
     # -P: a file in the current folder must not shadow a module.
-    argv = [*(command or [sys.executable, "-P", "-m", "pilotlight.manager"]), str(folder), "--ready-fd"]
+    argv = [*(command or [spec.python, "-P", "-m", "pilotlight.manager"]), str(folder), "--ready-fd"]
     try:
         with log_path.open("ab") as log:
+            log_begin = log.tell()
             process = subprocess.Popen(
                 [*argv, str(ready_child)],
                 stdin=subprocess.DEVNULL,
@@ -109,11 +134,16 @@ def _start(
                 stderr=log,
                 pass_fds=[ready_child],
                 start_new_session=True,
+                env=environment,
+                cwd=cwd,
             )
+    except OSError as error:
+        os.close(ready)
+        raise PilotlightError(f"the manager can't be started: {error}") from error
     finally:
         os.close(ready_child)
     try:
-        _await_ready(ready, process, log_path)
+        _await_ready(ready, process, log_path, log_begin)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -124,19 +154,19 @@ def _start(
     return process
 
 
-def _await_ready(ready: int, process: subprocess.Popen[bytes], log_path: Path) -> None:
+def _await_ready(ready: int, process: subprocess.Popen[bytes], log_path: Path, log_begin: int) -> None:
     said = b""
     deadline = time.monotonic() + START_S_MAX
     while b"\n" not in said:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([ready], [], [], left)[0]:
-            raise PilotlightError(f"the manager was not ready after {START_S_MAX:.0f} s{_tail(log_path)}")
+            raise PilotlightError(f"the manager was not ready after {START_S_MAX:.0f} s{_tail(log_path, log_begin)}")
         part = os.read(ready, 65536)
         if not part:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2)
-            message = f"the manager ended before it was ready (exit status {process.returncode}){_tail(log_path)}"
-            raise PilotlightError(message)
+            how = f"exit status {process.returncode}"
+            raise PilotlightError(f"the manager ended before it was ready ({how}){_tail(log_path, log_begin)}")
         said += part
     line = said.split(b"\n", 1)[0]
     if line != b"ready":
@@ -154,12 +184,14 @@ def named_error(kind: str, message: str, exit_code: int = 1) -> PilotlightError:
     return error
 
 
-def _tail(log_path: Path) -> str:
-    lines = log_path.read_text(errors="replace").strip().splitlines()[-15:]
+def _tail(log_path: Path, begin: int) -> str:
+    with log_path.open("rb") as log:
+        log.seek(begin)
+        lines = log.read().decode(errors="replace").strip().splitlines()[-15:]
     return "; the end of its log:\n  " + "\n  ".join(lines) if lines else f"; its log is {log_path}"
 
 
-# --- defaults ----------------------------------------------------------------------------------------------------
+# --- defaults ------------------------------------------------------------------------------------------------
 
 
 def default_workers() -> int:

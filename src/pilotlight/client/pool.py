@@ -1,22 +1,19 @@
 """`Pool`: a manager with its workers, and the jobs that this process gives it.
 
-The pool's process is started by `launch.py` and spoken to through `connection.py`; a job's rows and results are the
-business of `feed.py` and `jobs.py`.
+A pool of this process's own is started by `launch.py`, one that stays is found by `lasting.py`; `session.py` speaks to
+either. A job's rows and results are the business of `feed.py` and `jobs.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pilotlight.client import launch, pickling
-from pilotlight.client.checks import check_truncation
-from pilotlight.client.connection import Link
-from pilotlight.client.contexts import STATELESS, Context
+from pilotlight.client import checks, launch, pickling
+from pilotlight.client.contexts import STATELESS, Context, warn_if_unstable
 from pilotlight.client.feed import WINDOW_BYTES, WINDOW_ROWS, Encoder, Feeder, Window
 from pilotlight.client.jobs import Job
 from pilotlight.client.launch import END_S_MAX
@@ -32,24 +29,23 @@ from pilotlight.client.results import (
 )
 from pilotlight.client.rows import chat_line, pickle_line, prompt_line
 from pilotlight.client.sampling import SamplingParams
-from pilotlight.core.errors import ConfigError, JobCancelled, LinkClosed
-from pilotlight.messages import (
-    Accepted,
-    ClientMessage,
-    ClientReply,
-    Hello,
-    JobEnded,
-    Notice,
-    Refused,
-    RowsOut,
-    Shutdown,
-    Snapshot,
-    Submit,
+from pilotlight.client.session import Session, Watcher
+from pilotlight.core.errors import ConfigError, JobCancelled
+from pilotlight.messages import Ask, Cancel, ContextsAnswer, Done, Evict, Hello, JobsAnswer, Pin, Shutdown
+from pilotlight.poolfile import DEFAULT_NAME, socket_path
+from pilotlight.views import ContextView, JobView
+from pilotlight.wire import (
+    JobRequest,
+    Operation,
+    PathInput,
+    PathOutput,
+    StreamInput,
+    StreamOutput,
+    WorkerShape,
 )
-from pilotlight.wire import JobRequest, Operation, PathInput, PathOutput, StreamInput, StreamOutput
 
 R = TypeVar("R", bound=Result)
-Watcher = Callable[[Snapshot | Notice], None]
+REQUEST_TIMEOUT_S = 600.0
 _READERS: dict[str, Reader] = {
     "generate": read_generation,
     "echo": read_generation,
@@ -59,17 +55,23 @@ _READERS: dict[str, Reader] = {
 
 
 class Pool:
-    """Local workers that keep contexts live from call to call. Use it as `with` or `async with`.
+    """Workers that keep contexts live from call to call. Use it as `with` or `async with`.
 
-    workers: default: one per visible GPU, else half of the CPUs, 1 to 4. window_rows, window_bytes: how far a job
-    may read ahead of its oldest result that was not taken. watch_s: how often to be told about progress.
-    Calls return a `Job` at once; several may run side by side. Any thread may call.
+    `Pool()` has local workers of its own, which end with it; `Pool.connect()` uses a pool that stays.
+
+    workers: default: as many as `worker_shapes`, else one per visible GPU, else half of the CPUs, 1 to 4.
+    worker_shapes: how the first of them are slower or smaller than they could be. window_rows, window_bytes: how far a
+    job may read ahead of its oldest result that was not taken. watch_s: how often to be told about progress.
+
+    Calls return a `Job` at once; several may run side by side. Any thread may call. Every call takes `weight`, its fair
+    share beside other jobs, and `request_timeout_s`: a replica that finishes no step for so long hangs, and is ended.
     """
 
     def __init__(
         self,
         workers: int | None = None,
         *,
+        worker_shapes: Sequence[WorkerShape] = (),
         window_rows: int = WINDOW_ROWS,
         window_bytes: int = WINDOW_BYTES,
         watch_s: float = 0.5,
@@ -77,60 +79,95 @@ class Pool:
     ) -> None:
         if workers is not None and workers < 1:
             raise ConfigError(f"workers must be 1 or more, not {workers}")
-        self._workers = workers
+        if workers is not None and len(worker_shapes) > workers:
+            raise ConfigError(f"{len(worker_shapes)} workers are described and only {workers} wanted")
+        self._workers = workers or len(worker_shapes) or None
+        self._shapes = list(worker_shapes)
         self._window = (window_rows, window_bytes)
         self._watch_s = watch_s
         self._command = manager_command
         self._lock = threading.RLock()
-        self._manager: launch.ManagerProcess | None = None
-        self._link: Link | None = None
-        self._tickets = itertools.count(1)
-        self._submitted: dict[int, tuple[Job[Any], _Start]] = {}
-        self._jobs: dict[str, Job[Any]] = {}
+        self._own: launch.OwnPool | None = None
+        self._session: Session | None = None
         self._watchers: list[Watcher] = []
-        self._trouble = False
-        self._lost = ""
+        self.name = ""
+        """What a pool that stays is called; empty for one of this process's own."""
+
+    @classmethod
+    def connect(
+        cls,
+        name: str = DEFAULT_NAME,
+        *,
+        window_rows: int = WINDOW_ROWS,
+        window_bytes: int = WINDOW_BYTES,
+        watch_s: float = 0.5,
+    ) -> Pool:
+        """The pool that `pilotlight up` started. `close` (or the end of `with`) leaves it up; jobs of this process that
+        are not over end with it, unless they are detached. Raises `ConfigError` if it is not up."""
+        from pilotlight.client import lasting
+
+        lasting.find(name)
+        pool = cls(window_rows=window_rows, window_bytes=window_bytes, watch_s=watch_s)
+        pool.name = name
+        return pool
 
     # --- life
 
     def start(self) -> None:
-        """Start manager and workers, unless that was done. Raises `ConfigError` and `PilotlightError`."""
+        """Start manager and workers, or connect to those that are up, unless that was done. Raises `ConfigError` and
+        `PilotlightError`."""
         with self._lock:
-            if self._manager is not None:
+            if self._session is not None:
+                return
+            if self.name:
+                self._session = self._connected()
                 return
             workers = self._workers or launch.default_workers()
-            manager = launch.launch(workers=workers, command=self._command)
-            link = Link(self._receive, self._closed)
+            own = launch.launch(workers=workers, shapes=self._shapes, command=self._command)
+            session = Session(self._watchers)
             try:
-                link.open(launch.socket_path(manager.folder), Hello(owner=True, watch_s=self._watch_s))
+                session.open(own.socket, Hello(owner=True, watch_s=self._watch_s))
             except BaseException:
-                link.close()
-                manager.end(keep_logs=True, grace_s=0.0)
+                own.end(grace_s=0.0)
                 raise
-            self._manager, self._link = manager, link
+            self._own, self._session = own, session
+
+    def reconnect(self) -> None:
+        """Connect anew to a pool that stays and whose manager was lost. Raises as `start` does."""
+        with self._lock:
+            assert self.name
+            if self._session is not None:
+                self._session.close(grace_s=0.0, error=self._session.gone())
+            self._session = None
+            self.start()
+
+    def _connected(self) -> Session:
+        from pilotlight.client import lasting
+
+        folder, spec = lasting.find(self.name)
+        session = Session(self._watchers)
+        session.open(socket_path(folder, spec, "client.sock"), Hello(watch_s=self._watch_s))
+        return session
 
     @property
     def lost(self) -> bool:
         """Whether its manager has gone without being asked to."""
-        return bool(self._lost)
+        return self._session is not None and bool(self._session.lost)
 
     def close(self, *, grace_s: float = END_S_MAX) -> None:
-        """End the pool: running jobs are cancelled; workers and manager exit, or are made to after `grace_s`.
-
-        Idempotent.
-        """
+        """Leave the pool, and end it if it is this process's own: running jobs are cancelled; workers and manager exit,
+        or are made to after `grace_s`. Idempotent."""
         with self._lock:
-            manager, link = self._manager, self._link
-            self._manager = self._link = None
-            if manager is None or link is None:
+            own, session = self._own, self._session
+            self._own = self._session = None
+            if session is None:
                 return
-            for job in self._open_jobs():
-                job.on_failed(JobCancelled("the pool was closed before the job was over"))
-            link.send(Shutdown())
+            error = JobCancelled("the pool was closed before the job was over")
             try:
-                link.close(grace_s)
+                session.close(None if self.name else Shutdown(), grace_s=grace_s, error=error)
             finally:
-                manager.end(keep_logs=self._trouble, grace_s=grace_s)
+                if own is not None:
+                    own.end(grace_s)
 
     def __enter__(self) -> Pool:
         self.start()
@@ -148,14 +185,15 @@ class Pool:
 
     @property
     def log_dir(self) -> Path | None:
-        """Where the logs of manager and workers are while the pool is up; removed at its end unless something went
-        wrong."""
-        return self._manager.log_dir if self._manager else None
+        """Where manager and workers write their logs, while the pool is up. The last ten pools' logs are kept."""
+        if self._own is not None:
+            return self._own.log_dir
+        return Path(self._session.log_dir) if self._session is not None else None
 
     @property
-    def trouble(self) -> bool:
-        """Whether something went wrong that makes the logs worth keeping."""
-        return self._trouble
+    def troubled(self) -> set[str]:
+        """The workers and jobs with which something went wrong; an empty name stands for the pool itself."""
+        return self._session.troubled if self._session is not None else set()
 
     def watch(self, watcher: Watcher) -> None:
         """Call `watcher` with each `Snapshot` and `Notice`, in the link's thread; it must not block."""
@@ -164,16 +202,36 @@ class Pool:
     # --- jobs
 
     def generate(
-        self, llm: LLM, rows: Iterable[Any], sampling_params: SamplingParams | None = None, *, ordered: bool = True
+        self,
+        llm: LLM,
+        rows: Iterable[Any],
+        sampling_params: SamplingParams | None = None,
+        *,
+        ordered: bool = True,
+        weight: float = 1.0,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Job[Generation]:
         """Continue each row's prompt. Rows: a text, a list of token ids, or a dict with `prompt` or `messages`."""
-        return self._stream(llm.wire, _generate(llm, sampling_params), rows, prompt_line, ordered=ordered)
+        operation = _generate(llm, sampling_params)
+        return self._stream(
+            llm.wire, operation, rows, prompt_line, ordered=ordered, weight=weight, request_timeout_s=request_timeout_s
+        )
 
     def chat(
-        self, llm: LLM, rows: Iterable[Any], sampling_params: SamplingParams | None = None, *, ordered: bool = True
+        self,
+        llm: LLM,
+        rows: Iterable[Any],
+        sampling_params: SamplingParams | None = None,
+        *,
+        ordered: bool = True,
+        weight: float = 1.0,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Job[Generation]:
         """Answer each conversation: a list of messages, a text (its only message), or a dict with `messages`."""
-        return self._stream(llm.wire, _generate(llm, sampling_params), rows, chat_line, ordered=ordered)
+        operation = _generate(llm, sampling_params)
+        return self._stream(
+            llm.wire, operation, rows, chat_line, ordered=ordered, weight=weight, request_timeout_s=request_timeout_s
+        )
 
     def classify(
         self,
@@ -185,17 +243,28 @@ class Pool:
         prompt_template: str | None = None,
         truncate_prompt_tokens: int | None = None,
         ordered: bool = True,
+        weight: float = 1.0,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Job[Classification]:
         """Compare `labels` as continuations of each row's prompt (or of `prompt_template` over a dict's fields)."""
-        check_truncation(truncate_prompt_tokens, "truncate_prompt_tokens")
+        checks.check_truncation(truncate_prompt_tokens, "truncate_prompt_tokens")
         operation = Operation(
             kind="echo" if llm.wire.runtime == "echo" else "classify",
-            labels=check_labels(labels),
+            labels=checks.check_labels(labels),
             label_scoring=label_scoring,
             prompt_template=prompt_template,
             truncate_prompt_tokens=truncate_prompt_tokens,
         )
-        return self._stream(llm.wire, operation, rows, prompt_line, ordered=ordered, reader=read_classification)
+        return self._stream(
+            llm.wire,
+            operation,
+            rows,
+            prompt_line,
+            ordered=ordered,
+            weight=weight,
+            request_timeout_s=request_timeout_s,
+            reader=read_classification,
+        )
 
     def map(
         self,
@@ -206,6 +275,8 @@ class Pool:
         ordered: bool = True,
         batched: bool = False,
         batch_max: int = 256,
+        weight: float = 1.0,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Job[Result]:
         """Call `function(state, row)` on each row (`function(row)` without a context); the answer is `.value`.
 
@@ -225,7 +296,18 @@ class Pool:
             batch_max=batch_max if batched else 1,
             row_format="pickle",
         )
-        return self._stream((context or STATELESS).wire, operation, rows, pickle_line(name), ordered=ordered)
+        given = context or STATELESS
+        if self.name:
+            warn_if_unstable(given)
+        return self._stream(
+            given.wire,
+            operation,
+            rows,
+            pickle_line(name),
+            ordered=ordered,
+            weight=weight,
+            request_timeout_s=request_timeout_s,
+        )
 
     def run_files(
         self,
@@ -238,12 +320,20 @@ class Pool:
         overwrite: bool = False,
         retry_errors: list[str] | None = None,
         max_attempts: int = 3,
+        weight: float = 1.0,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
+        detach: bool = False,
         name: str = "",
         arguments: dict[str, Any] | None = None,
     ) -> Job[Result]:
-        """A job between files, which the manager reads and writes; it survives this process and can be resumed by
-        the same call. operation: what is done with each row. Nothing to iterate over: `wait` for it."""
-        check_truncation(operation.truncate_prompt_tokens, "truncate_prompt_tokens")
+        """A job between files, which the manager reads and writes. Its end is this process's, but what it wrote stays
+        and the same call goes on; with `detach` (in a pool that stays) it goes on by itself.
+
+        operation: what is done with each row. Nothing to iterate over: `wait` for it."""
+        checks.check_truncation(operation.truncate_prompt_tokens, "truncate_prompt_tokens")
+        checks.check_share(weight, request_timeout_s)
+        if detach and not self.name:
+            raise ConfigError("only a job in a pool that stays can be detached: pilotlight up, and Pool.connect()")
         request = JobRequest(
             context=llm.wire,
             operation=operation,
@@ -251,13 +341,70 @@ class Pool:
             output=PathOutput(path=str(Path(output).absolute()), overwrite=overwrite, retry_errors=retry_errors),
             name=name,
             max_attempts=max_attempts,
+            weight=weight,
+            request_timeout_s=request_timeout_s,
             arguments=arguments or {},
         )
         job: Job[Result] = Job(send=self._send, reader=None, ordered=True, window=Window())
-        self._submit(job, request, lambda: None)
+        self._opened().submit(job, request, lambda: None, detached=detach)
         return job
 
+    def attach(self, job: str) -> Job[Result]:
+        """Follow a running job of anybody in this pool, by its id or its output's path: `wait` for it, `cancel` it. It
+        goes on when this process leaves."""
+        handle: Job[Result] = Job(send=self._send, reader=None, ordered=True, window=Window())
+        self._opened().attach(handle, _absolute(job))
+        return handle
+
+    def cancel(self, job: str, *, drain: bool = True) -> str:
+        """End a job of anybody in this pool; `drain`: rows that replicas hold are finished first. Returns what was
+        done, in a sentence. Raises `ConfigError` where there is no such job."""
+        return self._done(lambda ticket: Cancel(job=_absolute(job), drain=drain, ticket=ticket))
+
+    def jobs(self) -> list[JobView]:
+        """The jobs that run in this pool and those that ended lately, oldest first."""
+        answer = self._opened().ask(lambda ticket: Ask(ticket=ticket, what="jobs"))
+        assert isinstance(answer, JobsAnswer)
+        return answer.jobs
+
+    # --- contexts
+
+    def contexts(self) -> list[ContextView]:
+        """The contexts that this pool knows and where each is, most recently used first."""
+        answer = self._opened().ask(lambda ticket: Ask(ticket=ticket, what="contexts"))
+        assert isinstance(answer, ContextsAnswer)
+        return answer.contexts
+
+    def pin(self, context: LLM | Context[Any]) -> str:
+        """Keep a context live wherever there is room, loading it if need be, until `unpin`. Returns what was done, in a
+        sentence."""
+        return self._done(lambda ticket: Pin(ticket=ticket, context=context.wire))
+
+    def unpin(self, context: LLM | Context[Any]) -> str:
+        """Let a pinned context go when nothing needs it. Raises `ConfigError` if it is not pinned."""
+        return self._done(lambda ticket: Pin(ticket=ticket, context=context.wire, on=False))
+
+    def evict(self, context: LLM | Context[Any] | str, *, disk: bool = False) -> str:
+        """Drop a context that no job needs from all devices and memories, with `disk` from the file caches too. A text
+        is its name, id or model folder. Raises `ConfigError` where it is in use, unknown or not the only one."""
+        if isinstance(context, LLM):
+            named = context.wire.model_path or context.wire.name
+        else:
+            named = context if isinstance(context, str) else context.id
+        return self._done(lambda ticket: Evict(ticket=ticket, context=named, disk=disk))
+
+    def _done(self, question: Callable[[int], Cancel | Pin | Evict]) -> str:
+        answer = self._opened().ask(question)
+        assert isinstance(answer, Done)
+        return answer.text
+
     # --- inside
+
+    def _opened(self) -> Session:
+        session = self._session
+        if session is None:
+            raise ConfigError("the pool is not started: use it as `with pl.Pool() as pool`")
+        return session
 
     def _stream(
         self,
@@ -267,6 +414,8 @@ class Pool:
         encode: Encoder,
         *,
         ordered: bool,
+        weight: float,
+        request_timeout_s: float,
         reader: Reader | None = None,
     ) -> Job[Any]:
         window = Window(*self._window)
@@ -285,85 +434,31 @@ class Pool:
             )
             feeder.start()
 
-        request = JobRequest(context=context, operation=operation, input=StreamInput(), output=StreamOutput())
-        self._submit(job, request, feed)
+        checks.check_share(weight, request_timeout_s)
+        request = JobRequest(
+            context=context,
+            operation=operation,
+            input=StreamInput(),
+            output=StreamOutput(),
+            weight=weight,
+            request_timeout_s=request_timeout_s,
+        )
+        self._opened().submit(job, request, feed)
         return job
-
-    def _submit(self, job: Job[Any], request: JobRequest, start: _Start) -> None:
-        with self._lock:
-            if self._link is None or self._manager is None:
-                raise ConfigError("the pool is not started: use it as `with pl.Pool() as pool`")
-            if self._lost:
-                raise self._gone()
-            ticket = next(self._tickets)
-            job.log_dir = str(self._manager.log_dir)
-            self._submitted[ticket] = (job, start)
-            self._link.send(Submit(ticket=ticket, request=request))
 
     def _rows_raised(self, job: Job[Any], error: BaseException) -> None:
         job.cancel()
         job.on_failed(error)
 
-    def _send(self, message: ClientMessage) -> None:
-        link = self._link
-        if link is not None:
-            link.send(message)
+    def _send(self, message: Any) -> None:
+        session = self._session
+        if session is not None:
+            session.send(message)
 
     def _post(self, action: Callable[[], None], delay_s: float) -> None:
-        link = self._link
-        if link is not None:
-            link.post(action, delay_s)
-
-    def _open_jobs(self) -> list[Job[Any]]:
-        return [job for job, _ in self._submitted.values()] + list(self._jobs.values())
-
-    def _receive(self, message: ClientReply) -> None:
-        match message:
-            case RowsOut():
-                if job := self._jobs.get(message.job):
-                    job.on_rows(message)
-            case Accepted():
-                job, start = self._submitted.pop(message.ticket)
-                self._jobs[message.job] = job
-                job.on_accepted(message)
-                start()
-            case Refused():
-                job, _ = self._submitted.pop(message.ticket)
-                job.on_refused(message)
-            case JobEnded():
-                self._trouble |= message.outcome in {"failed", "suspended"}
-                if job := self._jobs.pop(message.job, None):
-                    job.on_ended(message)
-            case Snapshot():
-                for view in message.jobs:
-                    if job := self._jobs.get(view.job):
-                        job.on_view(view)
-                self._trouble |= message.totals.replicas_lost + message.totals.workers_lost > 0
-                self._tell(message)
-            case Notice():
-                self._trouble |= message.level in {"warning", "error"}
-                self._tell(message)
-            case _:
-                pass
-
-    def _tell(self, message: Snapshot | Notice) -> None:
-        for watcher in self._watchers:
-            watcher(message)
-
-    def _closed(self, reason: str) -> None:
-        self._lost = reason
-        if self._manager is not None:
-            self._trouble = True
-        for job in self._open_jobs():
-            job.on_failed(self._gone())
-
-    def _gone(self) -> LinkClosed:
-        where = f" (logs: {self.log_dir})" if self.log_dir else ""
-        how_on = "a job between files goes on when it is started again"
-        return LinkClosed(f"the pool's manager is gone ({self._lost}); {how_on}{where}")
-
-
-_Start = Callable[[], None]
+        session = self._session
+        if session is not None:
+            session.post(action, delay_s)
 
 
 def _generate(llm: LLM, sampling_params: SamplingParams | None) -> Operation:
@@ -375,14 +470,7 @@ def _generate(llm: LLM, sampling_params: SamplingParams | None) -> Operation:
     return Operation(kind="echo" if llm.wire.runtime == "echo" else "generate", sampling=sampling)
 
 
-def check_labels(labels: Sequence[str]) -> list[str]:
-    """The labels as a list. Raises `ConfigError` unless they are two or more different texts."""
-    given: Sequence[Any] = labels
-    if isinstance(labels, str) or any(not isinstance(label, str) or not label for label in given):
-        raise ConfigError(f"labels must be a list of texts that are not empty, not {labels!r}")
-    if len(labels) < 2:
-        raise ConfigError(f"classify compares at least 2 labels; there is only {', '.join(labels) or 'none'}")
-    doubled = sorted({label for label in labels if list(labels).count(label) > 1})
-    if doubled:
-        raise ConfigError(f"labels must be different; {', '.join(doubled)} is given more than once")
-    return list(labels)
+def _absolute(job: str) -> str:
+    """An output's path means the same to the manager; an id stays as it is."""
+    path = Path(job).expanduser()
+    return str(path.absolute()) if path.exists() or "/" in job or Path(f"{path}.pilotlight").exists() else job

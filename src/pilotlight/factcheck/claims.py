@@ -40,9 +40,10 @@ class Prepared:
     with_evidence: int = 0
     labelled: int = 0
 
-    def remove(self) -> None:
-        """Delete the prepared rows; they can be made again."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def remove(self, *, keep: bool = False) -> None:
+        """Delete the prepared rows, which can be made again; `keep`: only let another command at them."""
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self.lock)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from pilotlight.client import checks
-from pilotlight.client.console.follow import Ending, Step, follow, say, say_ending
+from pilotlight.client.console.follow import Ending, Step, follow, hand_over, say, say_ending
 from pilotlight.client.console.options import ModelOptions, RunOptions, Truncation
+from pilotlight.client.console.pools import choose_pool
+from pilotlight.client.jobs import Job
 from pilotlight.client.llm import LLM
 from pilotlight.client.pool import Pool
 from pilotlight.core.errors import ConfigError
@@ -24,7 +28,7 @@ def verify(
     claims: Annotated[Path, Parameter(help="JSONL file of claims: FEVER's format, or evidence as text.")],
     /,
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"], help="JSONL file of verdicts to write.")],
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="JSONL file of verdicts to write.")] = None,
     model: ModelOptions | None = None,
     bundled_model: Annotated[bool, Parameter(help="Use the tiny model that comes along.", negative="")] = False,
     truncate_prompt_tokens: Truncation = None,
@@ -45,12 +49,16 @@ def verify(
     checks.check_model(name, runtime=model.runtime)
     checks.check_truncation(truncate_prompt_tokens)
     _check_claims(claims)
-    checks.check_output(output, [claims])
     options.check()
+    if output is not None:
+        checks.check_output(output, [claims])
+        checks.check_retried(output, options.retried)
     llm = model.llm(name)
     operation = _operation(label_scoring, truncate_prompt_tokens)
     if options.dry_run:
         return _dry_run(claims, output, llm, operation, options)
+    if output is None:
+        raise ConfigError("--output is needed: the file of verdicts to write (only --dry-run does without)")
     return run_claims(claims, output, llm, options, operation=operation).exit_code
 
 
@@ -63,14 +71,15 @@ def _operation(label_scoring: Literal["sum", "mean"] = "sum", truncate_prompt_to
     )
 
 
-def _dry_run(claims: Path, output: Path, llm: LLM, operation: Operation, options: RunOptions) -> int:
+def _dry_run(claims: Path, output: Path | None, llm: LLM, operation: Operation, options: RunOptions) -> int:
     from pilotlight.client.console.dry_run import dry_run
 
-    prepared = prepare(claims, output)
-    try:
-        return dry_run(llm, operation, prepared.paths, output, options)
-    finally:
-        prepared.remove()
+    with tempfile.TemporaryDirectory(prefix="pilotlight-claims-") as folder:
+        prepared = prepare(claims, output or Path(folder) / "verdicts.jsonl")
+        try:
+            return dry_run(llm, operation, prepared.paths, output, options)
+        finally:
+            prepared.remove()
 
 
 def run_claims(
@@ -83,24 +92,36 @@ def run_claims(
     passes: int = 1,
     watch_s: float = 0.5,
     step: Step | None = None,
+    planned: Callable[[], set[str]] = set,
 ) -> Ending:
-    """Prepare the claims, classify them, and print the summary with the score."""
+    """Prepare the claims, classify them, and print the summary with the score. See `Follower` for `step` and
+    `planned`."""
     wanted = operation or _operation()
+    pool = choose_pool(options, watch_s=watch_s)
     prepared = prepare(claims, output, passes=passes)
     arguments = {"argv": sys.argv[1:], "claims": str(claims.absolute())}
+
+    def submit(pool: Pool, again: bool) -> Job[Any]:
+        how = options.of_job(again=again)
+        return pool.run_files(llm, wanted, prepared.paths, output, name=output.name, arguments=arguments, **how)
+
+    goes_on = False
     try:
-        ending = follow(
-            Pool(options.workers, watch_s=watch_s),
-            lambda started: started.run_files(
-                llm, wanted, prepared.paths, output, name=output.name, arguments=arguments, **options.of_job
-            ),
-            output=output,
-            quiet=options.quiet,
-            verbose=options.verbose,
-            step=step,
-        )
+        if options.detach:
+            ending = hand_over(pool, submit, quiet=options.quiet)
+        else:
+            ending = follow(
+                pool,
+                submit,
+                output=output,
+                quiet=options.quiet,
+                verbose=options.verbose,
+                step=step,
+                planned=planned,
+            )
+        goes_on = ending.goes_on
     finally:
-        prepared.remove()
+        prepared.remove(keep=goes_on)  # a job that goes on without us may have to read them again
     _say(ending, output, prepared, quiet=options.quiet)
     return ending
 

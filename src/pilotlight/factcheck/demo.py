@@ -13,7 +13,7 @@ from pilotlight.client import checks
 from pilotlight.client.console.display import Display
 from pilotlight.client.console.fold import Fold
 from pilotlight.client.console.follow import say
-from pilotlight.client.console.options import RunOptions
+from pilotlight.client.console.options import WORKER, RunOptions
 from pilotlight.client.llm import LLM
 from pilotlight.core.errors import ConfigError
 from pilotlight.factcheck import bundled
@@ -56,9 +56,13 @@ def demo(
     ),
     passes: Annotated[int, Parameter(help="How often the 3,000 bundled claims are verified.")] = 4,
     workers: Annotated[int, Parameter(help="Local workers.")] = 2,
+    worker: Annotated[tuple[str, ...], WORKER] = (),
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Show why.", negative="")] = False,
 ) -> int:
-    """See it work: verify the bundled claims with the bundled tiny model, and lose a worker on the way."""
+    """See it work: verify the bundled claims with the bundled tiny model, and lose a worker on the way.
+
+    It has workers of its own, also while a pool is up: one of them is killed.
+    """
     checks.check_output(output, [])
     if passes < 1:
         raise ConfigError(f"--passes must be 1 or more, not {passes}")
@@ -72,10 +76,11 @@ def demo(
         claims,
         output,
         LLM(model),
-        RunOptions(workers=workers, overwrite=True, verbose=verbose),
+        RunOptions(workers=workers, worker=worker, no_pool=True, overwrite=True, verbose=verbose),
         passes=passes,
         watch_s=WATCH_S,
         step=killer.step,
+        planned=lambda: {killer.killed} - {""},
     )
     if ending.exit_code == 0 and not killer.killed:
         say("(This machine was done before a worker could be killed; --passes 50 gives it time.)")

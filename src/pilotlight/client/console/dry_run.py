@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
-from pilotlight.client import checks
+from pilotlight.client import checks, lasting
 from pilotlight.client.console.follow import say
 from pilotlight.client.console.options import RunOptions
 from pilotlight.client.console.summary import render
 from pilotlight.client.launch import default_workers
 from pilotlight.client.llm import LLM
+from pilotlight.poolfile import DEFAULT_NAME, is_up, pool_folder, read_spec
 from pilotlight.wire import JobRequest, Operation, PathInput, PathOutput
 
 ROWS_SHOWN = 3
@@ -21,7 +22,7 @@ PLAIN_MAX_TOKENS = 16
 """What a plain prompt's answer may have where nobody says more; as in vLLM."""
 
 
-def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path, options: RunOptions) -> int:
+def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path | None, options: RunOptions) -> int:
     """Print it all on stdout. Returns the exit code."""
     from pilotlight.manager.models import resolve_request
     from pilotlight.worker import devices
@@ -31,7 +32,7 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path, op
             context=llm.wire,
             operation=operation,
             input=PathInput(paths=[str(path.absolute()) for path in inputs], limit=options.limit),
-            output=PathOutput(path=str(output.absolute())),
+            output=PathOutput(path=str((output or Path(os.devnull)).absolute())),
         )
     )
     context = request.context
@@ -43,7 +44,6 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path, op
         say(_shown(next(previews)) if isinstance(row, dict) else f"error row: {row}")
     say("---")
     found = devices.find()
-    workers = options.workers or default_workers()
     lines = [
         ("operation", request.operation.kind),
         ("model", f"{context.name} ({context.identity})"),
@@ -55,13 +55,20 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path, op
         labels = ", ".join(repr(label) for label in request.operation.labels)
         lines.append(("labels", f"{labels} ({request.operation.label_scoring} of log-likelihoods)"))
     lines += [
-        ("workers", str(workers)),
+        ("workers", _workers(options)),
         ("devices", ", ".join(device.kind for device in found) or "none"),
-        ("output", str(output)),
-        ("state", _state(request, output, options)),
     ]
+    if output is not None:
+        lines += [("output", str(output)), ("state", _state(request, output, options))]
     say(render(lines))
     return 0
+
+
+def _workers(options: RunOptions) -> str:
+    name = options.pool or DEFAULT_NAME
+    if not options.no_pool and is_up(pool_folder(name)):
+        return f"those of pool {name} ({lasting.described(read_spec(pool_folder(name)))})"
+    return str(options.workers or len(options.worker) or default_workers())
 
 
 def _previews(request: JobRequest, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -38,9 +38,16 @@ class Fold:
                 views = [view for view in message.jobs if self.job in {"", view.job}]
                 if views:
                     self.view = views[0]
+                    if len(self._seen) == 1 and self._seen[0][1] == self.view.rows_done:
+                        self._seen.clear()  # it still loads: what that takes says nothing of the rate
                     self._seen.append((now_s, self.view.rows_done))
                     while len(self._seen) > 2 and self._seen[0][0] < now_s - RATE_S:
                         self._seen.popleft()
+
+    def forget(self) -> None:
+        """The manager is another one: its workers and rates are not known yet."""
+        self.workers = []
+        self._seen.clear()
 
     def take_notices(self) -> list[Notice]:
         """The notices since the last call."""

@@ -7,6 +7,7 @@ goes on later, because the manager keeps what is finished.
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import signal
@@ -25,15 +26,22 @@ from pilotlight.client.console.summary import render, summarise
 from pilotlight.client.jobs import Job
 from pilotlight.client.launch import END_S_MAX
 from pilotlight.client.pool import Pool
-from pilotlight.core.errors import JobCancelled, JobFailed, OutputError
+from pilotlight.core.errors import ConfigError, JobCancelled, JobFailed, LinkClosed, OutputError, PilotlightError
 from pilotlight.io.report import report_path
-from pilotlight.messages import JobEnded, Notice, Snapshot
+from pilotlight.messages import Accepted, JobEnded, Notice, Snapshot
+from pilotlight.poolfile import DEFAULT_NAME
 
 POLL_S = 0.1
 ROW_ERRORS_EXIT_CODE = 3
 AT_ONCE_S = 1.0
 """How long the manager may take to leave when the user would not wait."""
+HINT_S = 5.0
+CRASHES_MAX = 3
+"""Crashes of a pool's manager in a row, without a row finished between, after which a command gives up."""
+REVIVALS_MAX = 4
+REVIVAL_S = 1.0
 
+Submit = Callable[[Pool, bool], Job[Any]]
 Step = Callable[[Fold, Display], None]
 """Called ten times a second while the job runs."""
 
@@ -72,92 +80,223 @@ class Interrupts:
 
 @dataclass
 class Ending:
-    """How a command's job ended. `ended` is None if it never got that far."""
+    """How a command's job ended. `ended` is None if it never got that far. `goes_on`: the job runs without us."""
 
     exit_code: int
     ended: JobEnded | None = None
     notes: list[str] = field(default_factory=list[str])
+    goes_on: bool = False
 
 
-def follow(
-    pool: Pool,
-    submit: Callable[[Pool], Job[Any]],
-    *,
-    output: Path,
-    quiet: bool = False,
-    verbose: bool = False,
-    step: Step | None = None,
-) -> Ending:
-    """Start `pool`, `submit` the job, and see it through. Ends the pool.
+class Left(Exception):
+    """This command leaves a job that goes on without it; the text says how to look at it."""
 
-    Raises `ConfigError` for what the manager refuses, `PilotlightError` when the pool itself breaks.
+
+@dataclass
+class Follower:
+    """One command's view of one job in `pool`, which is ended (or left, if it stays) afterwards.
+
+    submit: hands the job in; `again`: it had begun, in a pool whose manager crashed since. leaves: Ctrl-C leaves the
+    job running. planned: workers whose loss is no trouble.
     """
-    fold = Fold()
-    arrived: queue.SimpleQueue[Snapshot | Notice] = queue.SimpleQueue()
-    pool.watch(arrived.put)
-    display = choose(quiet=quiet, verbose=verbose)
-    interrupts = Interrupts()
-    with interrupts.caught(), display:
-        try:
-            pool.start()
-            _leave_if_interrupted(interrupts)
-            job = submit(pool)
-            ended = _see_through(job, fold, arrived, display, interrupts, step)
-        except KeyboardInterrupt:
-            interrupts.at_once = True
-            text = f"stopped at once; what was written stays, and the same command goes on ({output})"
-            return Ending(128 + (interrupts.first or signal.SIGINT), None, [text])
-        finally:
-            log_dir = pool.log_dir
-            pool.close(grace_s=AT_ONCE_S if interrupts.at_once else END_S_MAX)
-    return _ending(ended, interrupts, output, f"logs of what went wrong: {log_dir}" if pool.trouble else "")
 
+    pool: Pool
+    submit: Submit
+    output: Path
+    quiet: bool = False
+    verbose: bool = False
+    step: Step | None = None
+    leaves: bool = False
+    planned: Callable[[], set[str]] = set
+    fold: Fold = field(default_factory=Fold)
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    _arrived: queue.SimpleQueue[Snapshot | Notice] = field(default_factory=queue.SimpleQueue)
+    _begun: bool = False
+    _drain: Drain | None = None
 
-def _see_through(
-    job: Job[Any],
-    fold: Fold,
-    arrived: queue.SimpleQueue[Snapshot | Notice],
-    display: Display,
-    interrupts: Interrupts,
-    step: Step | None,
-) -> JobEnded:
-    cancelled = resumed_said = False
-    while True:
-        over = _waited(job)
-        fold.job = job.id
-        now_s = time.monotonic()
-        while not arrived.empty():
-            fold.take(arrived.get(), now_s)
-        if job.accepted and not resumed_said:
-            resumed_said = True
-            _say_resumed(job, display)
-        if step is not None:
-            step(fold, display)
-        if over is not None:
-            fold.take(over, now_s)
-            display.update(fold, now_s)
-            return over
-        display.update(fold, now_s)
+    def run(self) -> Ending:
+        """See the job through. Raises `ConfigError` for what the manager refuses, `PilotlightError` when the pool
+        itself breaks."""
+        self.pool.watch(self._arrived.put)
+        display = choose(quiet=self.quiet, verbose=self.verbose)
+        interrupts = self.interrupts
+        with interrupts.caught(), display:
+            try:
+                self.pool.start()
+                _leave_if_interrupted(interrupts)
+                ended = self._through_crashes(display)
+            except Left as left:
+                return Ending(128 + (interrupts.first or signal.SIGINT), None, [str(left)], goes_on=True)
+            except KeyboardInterrupt:
+                interrupts.at_once = True
+                text = f"stopped at once; what was written stays, and the same command goes on ({self.output})"
+                return Ending(128 + (interrupts.first or signal.SIGINT), None, [text])
+            finally:
+                log_dir, trouble = self.pool.log_dir, self.pool.troubled - self.planned()
+                self.pool.close(grace_s=AT_ONCE_S if interrupts.at_once else END_S_MAX)
+        mine = not self.pool.name or ended.outcome in {"failed", "suspended"}
+        return _ending(
+            ended, interrupts, self.output, f"logs of what went wrong: {log_dir}" if trouble and mine else ""
+        )
+
+    def _through_crashes(self, display: Display) -> JobEnded:
+        """As `_see_through`; where the manager of a pool that stays crashes, the next one goes on with the job."""
+        crashes = rows_done = 0
+        while True:
+            job = self.submit(self.pool, self._begun)
+            try:
+                return self._see_through(job, display)
+            except LinkClosed:
+                done = self.fold.view.rows_done if self.fold.view else 0
+                crashes, rows_done = (1 if done > rows_done else crashes + 1), done
+                if not self.pool.name or crashes > CRASHES_MAX:
+                    raise
+                self._begun |= job.accepted is not None
+                self._brought_back(display)
+
+    def _brought_back(self, display: Display) -> None:
+        """Bring the pool up again, with patience, and connect to it."""
+        from pilotlight.client import lasting
+
+        display.note(f"the manager of pool {self.pool.name} is gone; bringing it up again", "warning")
+        for attempt in itertools.count(1):
+            _leave_if_interrupted(self.interrupts)
+            try:
+                brought = lasting.revive(self.pool.name)
+                if brought is None:
+                    text = f"pool {self.pool.name} was taken down; what was written stays, and the same command goes on"
+                    raise JobCancelled(f"{text} ({self.output})")
+                self.pool.reconnect()
+            except (JobCancelled, ConfigError):
+                raise
+            except PilotlightError:
+                if attempt == REVIVALS_MAX:
+                    raise
+                time.sleep(REVIVAL_S * attempt)
+            else:
+                self.fold.forget()
+                display.note(f"pool {self.pool.name} is up again; the job goes on")
+                return
+
+    def _see_through(self, job: Job[Any], display: Display) -> JobEnded:
+        said = False
+        while True:
+            over = _waited(job)
+            self.fold.job = job.id
+            now_s = time.monotonic()
+            while not self._arrived.empty():
+                self.fold.take(self._arrived.get(), now_s)
+            if job.accepted and not said:
+                said = True
+                self._say_begun(job, display)
+            if self.step is not None:
+                self.step(self.fold, display)
+            if over is not None:
+                self.fold.take(over, now_s)
+                display.update(self.fold, now_s)
+                return over
+            display.update(self.fold, now_s)
+            self._mind_signals(job, display, now_s)
+
+    def _mind_signals(self, job: Job[Any], display: Display, now_s: float) -> None:
+        if not self.interrupts.first:
+            return
         if job.accepted is None:
-            _leave_if_interrupted(interrupts)
-        if interrupts.first and not cancelled:
-            cancelled = True
+            raise KeyboardInterrupt
+        if self.leaves or (job.accepted.joined and not self._begun):
+            raise Left(f"left; {job.id} goes on (pilotlight attach {job.id}{_in(self.pool)})")
+        if self._drain is None:
+            self._drain = Drain(now_s)
             display.note("stopping: rows in flight may finish (once more: stop at once)", "warning")
             job.cancel(drain=True)
+        elif text := self._drain.hint(self.fold, now_s):
+            display.note(text)
+
+    def _say_begun(self, job: Job[Any], display: Display) -> None:
+        assert job.accepted is not None
+        if self.pool.name and not self._begun:
+            display.note(f"on pool {self.pool.name} ({self._size()})")
+        if job.accepted.joined and not self._begun and not self.leaves:
+            display.note(f"joining {job.id}, which another command began")
+        elif job.accepted.complete:
+            display.note(f"nothing is left to do: all {job.accepted.rows_done:,} rows have their answer")
+        elif job.accepted.rows_done and not job.accepted.joined:
+            display.note(f"going on after {job.accepted.rows_done:,} rows that an earlier run finished")
+
+    def _size(self) -> str:
+        live = {
+            replica.context for worker in self.fold.workers for replica in worker.replicas if replica.state == "live"
+        }
+        workers = len([worker for worker in self.fold.workers if worker.state != "lost"])
+        return f"{counted(workers, 'worker')}, {counted(len(live), 'context')} live"
+
+
+@dataclass
+class Drain:
+    """What is waited for after Ctrl-C, said every few seconds. `began_s`: on the clock of `hint`."""
+
+    began_s: float
+    _said: int = 0
+
+    def hint(self, fold: Fold, now_s: float) -> str:
+        """A sentence when it is time for one, else nothing."""
+        waited_s = now_s - self.began_s
+        if waited_s < (self._said + 1) * HINT_S:
+            return ""
+        self._said = int(waited_s // HINT_S)
+        rows = counted(fold.view.rows_leased, "row") if fold.view and fold.view.rows_leased else "the last rows"
+        return f"waiting for {rows} that replicas have begun, for {waited_s:.0f} s now (once more: stop at once)"
+
+
+def follow(pool: Pool, submit: Submit, *, output: Path, **how: Any) -> Ending:
+    """See `Follower`."""
+    return Follower(pool, submit, output, **how).run()
+
+
+def hand_over(pool: Pool, submit: Submit, *, quiet: bool = False) -> Ending:
+    """Give a detached job to a pool that stays, and leave. Its id is all that stdout gets. Raises as `follow` does."""
+    with Interrupts().caught() as interrupts:
+        try:
+            with pool:
+                job = submit(pool, False)
+                while job.accepted is None and not job.over:
+                    _leave_if_interrupted(interrupts)
+                    _waited(job)
+                accepted = job.accepted or _refusal(job)
+        except KeyboardInterrupt:
+            return Ending(
+                128 + (interrupts.first or signal.SIGINT), None, ["stopped before the pool had taken the job"]
+            )
+    say(job.id)
+    if accepted.complete:
+        return Ending(0, None, [f"nothing is left to do: all {accepted.rows_done:,} rows have their answer"])
+    resumed = f", after {accepted.rows_done:,} rows that an earlier run finished" if accepted.rows_done else ""
+    where = _in(pool)
+    look = f"pilotlight attach {job.id}{where} shows it, pilotlight cancel {job.id}{where} ends it"
+    if not quiet:
+        sys.stderr.write(f"pilotlight: {job.id} runs on pool {pool.name}{resumed}; {look}\n")
+    return Ending(0, goes_on=True)
+
+
+def _refusal(job: Job[Any]) -> Accepted:
+    job.wait()
+    assert job.accepted is not None
+    return job.accepted
+
+
+def _in(pool: Pool) -> str:
+    return "" if pool.name in {"", DEFAULT_NAME} else f" --pool {pool.name}"
+
+
+def counted(count: int, what: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _leave_if_interrupted(interrupts: Interrupts) -> None:
     """Before there is a job, there is nothing to finish first."""
     if interrupts.first:
         raise KeyboardInterrupt
-
-
-def _say_resumed(job: Job[Any], display: Display) -> None:
-    assert job.accepted is not None
-    if job.accepted.complete:
-        display.note(f"nothing is left to do: all {job.accepted.rows_done:,} rows have their answer")
-    elif job.accepted.rows_done:
-        display.note(f"going on after {job.accepted.rows_done:,} rows that an earlier run finished")
 
 
 def _waited(job: Job[Any]) -> JobEnded | None:
@@ -178,27 +317,32 @@ def _ending(ended: JobEnded, interrupts: Interrupts, output: Path, logs: str) ->
     if ended.outcome == "completed":
         code = ROW_ERRORS_EXIT_CODE if view.rows_error else 0
         if view.rows_error:
-            notes.append(f"{view.rows_error:,} rows are error rows; --retry-errors does them again")
+            rows = "1 row is an error row" if view.rows_error == 1 else f"{view.rows_error:,} rows are error rows"
+            notes.append(f"{rows}; --retry-errors does {'it' if view.rows_error == 1 else 'them'} again")
     elif interrupts.first:
         code = 128 + interrupts.first
-        notes.append(f"stopped after {view.rows_done:,} rows; the same command goes on from there ({output})")
+        notes.append(f"stopped after {counted(view.rows_done, 'row')}; the same command goes on from there ({output})")
         if ended.outcome != "cancelled":
             notes.append(ended.message or f"the job ended {ended.outcome}")
     else:
         code = ended.exit_code or 1
-        notes.append(ended.message or f"the job ended {ended.outcome}")
-        if ended.outcome == "suspended":
-            notes.append(f"{view.rows_done:,} rows are kept; the same command goes on from there")
+        by_others = "it was cancelled by another command, or its pool was taken down"
+        notes.append(ended.message or (by_others if ended.outcome == "cancelled" else f"the job ended {ended.outcome}"))
+        if ended.outcome in {"suspended", "cancelled"}:
+            kept = "1 row is kept" if view.rows_done == 1 else f"{view.rows_done:,} rows are kept"
+            notes.append(f"{kept}; the same command goes on from there")
     if logs:
         notes.append(logs)
     return Ending(code, ended, notes)
 
 
-def say_ending(ending: Ending, output: Path, *, quiet: bool, more: list[tuple[str, str]] | None = None) -> None:
+def say_ending(ending: Ending, output: Path | None, *, quiet: bool, more: list[tuple[str, str]] | None = None) -> None:
     """The summary on stdout (with `more` lines of the caller's), and what the user should know on stderr."""
     if ending.ended is not None and not quiet:
-        report = report_path(str(output))
-        lines = summarise(ending.ended, output=str(output), report=report if os.path.exists(report) else None)
+        name = "" if output is None else str(output)
+        report = report_path(name)
+        there = ending.ended.outcome == "completed" and os.path.exists(report)
+        lines = summarise(ending.ended, output=name, report=report if there else None)
         say(render(lines + (more or [])))
     for note in ending.notes:
         if not quiet or ending.exit_code not in {0, ROW_ERRORS_EXIT_CODE}:

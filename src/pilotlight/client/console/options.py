@@ -10,12 +10,20 @@ from cyclopts import Group, Parameter
 
 from pilotlight.client import checks
 from pilotlight.client.llm import LLM
+from pilotlight.client.quantities import worker_shape
 from pilotlight.client.sampling import SamplingParams
 from pilotlight.core.errors import ConfigError
+from pilotlight.wire import WorkerShape
 
+WORKER = Parameter(
+    help="One worker, slower or smaller than it could be: speed=0.25,memory=2GB. Repeatable.",
+    negative="",
+    show_default=False,
+)
 _MODEL = Group("Model", sort_key=1)
 _SAMPLING = Group("Sampling (unset: the model's generation_config.json, then vLLM's defaults)", sort_key=3)
 _RUN = Group("Running", sort_key=4)
+_POOL = Group("Pool (the default one, if it is up; else workers of this command's own)", sort_key=5)
 
 
 @Parameter(name="*", group=_MODEL)
@@ -101,9 +109,6 @@ class SamplingOptions:
 class RunOptions:
     """How a job between files is run."""
 
-    workers: Annotated[int | None, Parameter(help="Workers; unset: one per GPU, else half of the CPUs, at most 4.")] = (
-        None
-    )
     limit: Annotated[int | None, Parameter(help="Only the first rows.")] = None
     dry_run: Annotated[
         bool, Parameter(help="Show the first prompts and what would run, and run nothing.", negative="")
@@ -114,24 +119,52 @@ class RunOptions:
         Parameter(help="Do error rows again; =KIND: only those. Repeatable.", negative=""),
     ] = None
     max_attempts: Annotated[int, Parameter(help="Tries of a row that breaks its replica.")] = 3
+    request_timeout: Annotated[
+        float, Parameter(help="Seconds without a finished step after which a replica hangs and is ended.")
+    ] = 600.0
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Show why.", negative="")] = False
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], help="Say only what went wrong.", negative="")] = False
+    pool: Annotated[str | None, Parameter(group=_POOL, help="Use the pool of this name, which must be up.")] = None
+    no_pool: Annotated[bool, Parameter(group=_POOL, help="Use no pool that stays.", negative="")] = False
+    detach: Annotated[
+        bool, Parameter(group=_POOL, help="Hand the job to the pool, print its id, and leave.", negative="")
+    ] = False
+    weight: Annotated[float, Parameter(group=_POOL, help="Fair share beside other jobs; 2 is twice that of 1.")] = 1.0
+    workers: Annotated[
+        int | None,
+        Parameter(
+            group=_POOL, help="Workers of this command's own; unset: one per GPU, else half of the CPUs, 1 to 4."
+        ),
+    ] = None
+    worker: Annotated[tuple[str, ...], WORKER, Parameter(group=_POOL)] = ()
 
     def check(self) -> None:
         """Raises `ConfigError` for values that make no sense, alone or together."""
         checks.check_numbers(limit=self.limit, workers=self.workers, max_attempts=self.max_attempts)
+        checks.check_share(self.weight, self.request_timeout, ("--weight", "--request-timeout"))
+        if self.no_pool and self.pool is not None:
+            raise ConfigError("--no-pool and --pool exclude each other")
+        if self.no_pool and self.detach:
+            raise ConfigError("--detach needs a pool that stays, and --no-pool uses none")
         if self.overwrite and self.retry_errors is not None:
             raise ConfigError("--overwrite starts afresh and --retry-errors keeps what is there: give one of them")
 
-    @property
-    def of_job(self) -> dict[str, Any]:
-        """Those that `Pool.run_files` takes."""
+    def of_job(self, *, again: bool) -> dict[str, Any]:
+        """Those that `Pool.run_files` takes. `again`: the job had begun, so nothing is to be undone once more."""
         return {
             "limit": self.limit,
-            "overwrite": self.overwrite,
-            "retry_errors": self.retried,
+            "overwrite": self.overwrite and not again,
+            "retry_errors": None if again else self.retried,
             "max_attempts": self.max_attempts,
+            "weight": self.weight,
+            "request_timeout_s": self.request_timeout,
+            "detach": self.detach,
         }
+
+    @property
+    def shapes(self) -> list[WorkerShape]:
+        """What `--worker` describes. Raises `ConfigError`."""
+        return [worker_shape(text) for text in self.worker]
 
     @property
     def retried(self) -> list[str] | None:
@@ -146,5 +179,5 @@ def _is_set(options: Any, option: Field[Any]) -> bool:
 
 
 Inputs = Annotated[list[Path], Parameter(help="JSONL files, plain, .gz or .zst, read in this order.", negative="")]
-Output = Annotated[Path, Parameter(name=["--output", "-o"], help="JSONL file to write.")]
+Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="JSONL file to write.")]
 Truncation = Annotated[int | None, Parameter(help="Keep a prompt's last tokens; -1: as many as fit.")]

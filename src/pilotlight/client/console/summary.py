@@ -28,14 +28,16 @@ def summarise(ended: JobEnded, *, output: str, report: str | None = None) -> lis
     if counters.get("truncated"):
         lines.append(("truncated", f"{int(counters['truncated']):,} prompts were too long and cut"))
     if counters.get("length"):
-        lines.append(("unfinished", f"{int(counters['length']):,} answers were cut at max_tokens"))
+        lines.append(("cut short", f"{int(counters['length']):,} answers were cut at max_tokens"))
     loads = sum(totals.loads.values())
     named = ", ".join(f"{name} {_times(count)}" for name, count in totals.loads.items())
     lines.append(("contexts loaded", f"{named} ({_times(loads)} in all)" if len(totals.loads) > 1 else named or "none"))
     lines.append(("time", f"{duration(totals.load_s)} loading, {duration(totals.busy_s)} inferring (all workers)"))
     lines.append(("work lost", _lost(ended)))
-    if output:
+    if output and ended.outcome == "completed":
         lines.append(("output", output))
+    elif output:
+        lines.append(("unfinished", f"rows are kept in {output}.pilotlight; the same command goes on"))
     if report:
         lines.append(("report", report))
     return lines

@@ -1,0 +1,207 @@
+"""What this process has going on with one manager: jobs handed in or followed, questions asked, watchers.
+
+A session lives as long as its connection; `Pool` makes a new one where it connects again. The link's thread calls
+`_receive` and `_closed`; everything else may be called by any thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
+
+from pilotlight.client.connection import GREETING_S_MAX, Link
+from pilotlight.client.jobs import Job
+from pilotlight.client.launch import named_error
+from pilotlight.core.errors import LinkClosed, PilotlightError
+from pilotlight.messages import (
+    Accepted,
+    Attach,
+    ClientMessage,
+    ClientReply,
+    ContextsAnswer,
+    Done,
+    Greeting,
+    Hello,
+    JobEnded,
+    JobsAnswer,
+    Notice,
+    Refused,
+    RowsOut,
+    Snapshot,
+    Submit,
+)
+from pilotlight.wire import JobRequest
+
+ANSWER_S_MAX = 60.0
+"""A manager answers questions at once; pinning a model may first have to find it."""
+
+Watcher = Callable[[Snapshot | Notice], None]
+Start = Callable[[], None]
+Answer = Done | JobsAnswer | ContextsAnswer
+
+
+class Session:
+    """`open` once; `close` once (idempotent)."""
+
+    def __init__(self, watchers: list[Watcher]) -> None:
+        self._watchers = watchers
+        self._link = Link(self._receive, self._closed)
+        self._lock = threading.RLock()
+        self._tickets = itertools.count(1)
+        self._submitted: dict[int, tuple[Job[Any], Start]] = {}
+        self._jobs: dict[str, list[Job[Any]]] = {}
+        self._asked: dict[int, Future[Answer]] = {}
+        self._leaving = False
+        self.greeting: Greeting | None = None
+        self.lost = ""
+        """Why the manager is gone, if it went without being asked to."""
+        self.troubled: set[str] = set()
+        """What (workers, jobs; empty: the pool) something went wrong with."""
+
+    def open(self, path: str, hello: Hello, timeout_s: float = GREETING_S_MAX) -> Greeting:
+        """See `Link.open`. After an error there is nothing to close."""
+        try:
+            self.greeting = self._link.open(path, hello, timeout_s)
+        except BaseException:
+            self._link.close()
+            raise
+        return self.greeting
+
+    def close(self, farewell: ClientMessage | None = None, *, grace_s: float, error: PilotlightError) -> None:
+        """Say a last word and leave; handles of jobs that are not over end with `error`."""
+        with self._lock:
+            self._leaving = True
+            self._fail_all(error)
+        if farewell is not None:
+            self._link.send(farewell)
+        self._link.close(grace_s)
+
+    # --- jobs
+
+    def submit(self, job: Job[Any], request: JobRequest, start: Start, *, detached: bool = False) -> None:
+        """Hand a job in; `start` is called once it is accepted. Raises `LinkClosed`."""
+        ticket = self._enter(job, start)
+        self._link.send(Submit(ticket=ticket, request=request, detached=detached))
+
+    def attach(self, job: Job[Any], named: str) -> None:
+        """Follow a job of somebody, by its id or output. Raises `LinkClosed`."""
+        ticket = self._enter(job, lambda: None)
+        self._link.send(Attach(ticket=ticket, job=named))
+
+    def _enter(self, job: Job[Any], start: Start) -> int:
+        with self._lock:
+            if self.lost:
+                raise self.gone()
+            ticket = next(self._tickets)
+            job.log_dir = self.log_dir
+            self._submitted[ticket] = (job, start)
+            return ticket
+
+    # --- questions
+
+    def ask(self, question: Callable[[int], ClientMessage], timeout_s: float = ANSWER_S_MAX) -> Answer:
+        """Send what `question` makes of a ticket, and wait for its answer. Raises what the manager refuses with,
+        `LinkClosed`, and `PilotlightError` where no answer comes."""
+        future: Future[Answer] = Future()
+        with self._lock:
+            if self.lost:
+                raise self.gone()
+            ticket = next(self._tickets)
+            self._asked[ticket] = future
+        self._link.send(question(ticket))
+        try:
+            return future.result(timeout_s)
+        except FutureTimeout:
+            if future.done():
+                raise
+            raise PilotlightError(f"the pool's manager gave no answer in {timeout_s:.0f} s") from None
+
+    def send(self, message: ClientMessage) -> None:
+        """Send what needs no answer."""
+        self._link.send(message)
+
+    def post(self, action: Callable[[], None], delay_s: float) -> None:
+        """Run something short in the link's thread after a while."""
+        self._link.post(action, delay_s)
+
+    @property
+    def log_dir(self) -> str:
+        """Where the pool's processes write their logs."""
+        return self.greeting.log_dir if self.greeting else ""
+
+    def gone(self) -> LinkClosed:
+        """What calls on a lost session raise."""
+        where = f" (logs: {self.log_dir})" if self.log_dir else ""
+        how_on = "a job between files goes on when it is started again"
+        return LinkClosed(f"the pool's manager is gone ({self.lost}); {how_on}{where}")
+
+    # --- in the link's thread
+
+    def _receive(self, message: ClientReply) -> None:
+        match message:
+            case RowsOut():
+                for job in self._jobs.get(message.job, ()):
+                    job.on_rows(message)
+            case Accepted():
+                self._accepted(message)
+            case Refused():
+                self._refused(message)
+            case Done() | JobsAnswer() | ContextsAnswer():
+                if future := self._asked.pop(message.ticket, None):
+                    future.set_result(message)
+            case JobEnded():
+                if message.outcome in {"failed", "suspended"}:
+                    self.troubled.add(message.job)
+                for job in self._jobs.pop(message.job, ()):
+                    job.on_ended(message)
+            case Snapshot():
+                for view in message.jobs:
+                    for job in self._jobs.get(view.job, ()):
+                        job.on_view(view)
+                self._tell(message)
+            case Notice():
+                if message.level in {"warning", "error"}:
+                    self.troubled.add(message.worker)
+                self._tell(message)
+            case Greeting():
+                pass
+
+    def _accepted(self, message: Accepted) -> None:
+        job, start = self._submitted.pop(message.ticket, (None, None))
+        if job is not None and start is not None:
+            self._jobs.setdefault(message.job, []).append(job)
+            job.on_accepted(message)
+            start()
+
+    def _refused(self, message: Refused) -> None:
+        if future := self._asked.pop(message.ticket, None):
+            future.set_exception(named_error(message.kind, message.message, message.exit_code))
+            return
+        job, _ = self._submitted.pop(message.ticket, (None, None))
+        if job is not None:
+            job.on_refused(message)
+
+    def _tell(self, message: Snapshot | Notice) -> None:
+        for watcher in self._watchers:
+            watcher(message)
+
+    def _closed(self, reason: str) -> None:
+        with self._lock:
+            if self._leaving:
+                return
+            self.lost = reason or "its connection ended"
+            self.troubled.add("")
+            self._fail_all(self.gone())
+
+    def _fail_all(self, error: PilotlightError) -> None:
+        for job, _ in list(self._submitted.values()):
+            job.on_failed(error)
+        for job in [job for jobs in list(self._jobs.values()) for job in jobs]:
+            job.on_failed(error)
+        for future in list(self._asked.values()):
+            if not future.done():
+                future.set_exception(error)
