@@ -173,7 +173,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
         def prepare(connection: Any) -> None:
             connection.on_message, connection.on_closed = said, lambda _: None
 
-        client = await dial(launch.socket_path(manager.folder), ClientReply, prepare)
+        client = await dial(manager.socket, ClientReply, prepare)
         client.send(Hello(owner=True))
         request = JobRequest(
             context=Context(runtime="echo", name="echo", identity="bench"),
@@ -204,7 +204,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
         client.close()
         await client.gone.wait()
     finally:
-        manager.end(keep_logs=False)
+        manager.end()
     core = cpu_s / wall_s
     return {**seen, "core": core, "cpu_us_per_row": 1e6 * core / seen["rows_per_s"], "rss_mib": memory / 2**20}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pilotlight.client.launch import STALE_S_MIN
+from pilotlight.client.folders import STALE_S_MIN
 from tests.faults.harness import Playground
 
 ROUNDS = 50
