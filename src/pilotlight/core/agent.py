@@ -313,15 +313,12 @@ class Agent:
             room -= self._hand(replica, lease, room)
 
     def _others_serve(self, replica: Held) -> bool:
-        """Whether the variant is served on another device too."""
+        """Whether the variant is, or is about to be, served on another device too."""
+        variant_id = replica.variant.variant_id
+        others = (slot for device_id, slot in self.slots.items() if device_id != replica.device_id)
         return any(
-            r.device_id != replica.device_id
-            and r.variant.variant_id == replica.variant.variant_id
-            and r.state is ReplicaState.LIVE
-            and r.wanted > 0
-            and not (r.changing or r.killed_because)
-            and self.residences.wanted_live(r)
-            for r in self.replicas.values()
+            variant_id not in slot.refused and any(variant.variant_id == variant_id for variant in slot.wants)
+            for slot in others
         )
 
     def _hand(self, replica: Held, lease: Granted, rows: int) -> int:

@@ -210,13 +210,15 @@ class Allocation:
                 self._grant(worker, lease, "its replica died with these rows: they run with nothing beside them", avoid)
                 return
 
-    def _other_can(self, worker: Worker, job: Job) -> bool:
-        others = (w for w in self._state.live_workers() if w is not worker)
-        return any(w.capacity(job.variant_id, self._now) for w in others)
-
     def _others_serve(self, worker: Worker, device_id: DeviceId, job: Job) -> bool:
+        """Whether a job's rows could run on another device of a worker."""
         others = (belief for other_id, belief in worker.devices.items() if other_id != device_id)
         return any(serves(belief, job.variant_id, self._now) for belief in others)
+
+    def _other_can(self, worker: Worker, job: Job) -> bool:
+        """Whether a job's rows could run on another worker."""
+        others = (w for w in self._state.live_workers() if w is not worker)
+        return any(serves(belief, job.variant_id, self._now) for w in others for belief in w.devices.values())
 
     def _grant(self, worker: Worker, lease: Lease, why: str, avoid: DeviceId = "") -> None:
         spans = tuple(lease.open.spans())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pilotlight.core.model import DeviceBelief, VariantId
 from pilotlight.core.state import State
-from pilotlight.core.transitions import ReplicaState
 
 LOAD_TRIES_MAX = 2
 REFUSING_WORKERS = 2
@@ -29,10 +28,8 @@ def rests(belief: DeviceBelief, now: float) -> bool:
 
 
 def serves(belief: DeviceBelief, variant_id: VariantId, now: float) -> bool:
-    """Whether a device takes rows of a variant now."""
-    replica = belief.replicas.get(variant_id)
-    live = replica is not None and replica.state is ReplicaState.LIVE and replica.wanted > 0
-    return live and variant_id in belief.wants and not rests(belief, now)
+    """Whether a device takes rows of a variant, or is about to."""
+    return variant_id in belief.wants and not rests(belief, now)
 
 
 def was_crowded(belief: DeviceBelief, variant_id: VariantId) -> bool:
