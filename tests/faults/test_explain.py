@@ -110,6 +110,7 @@ def test_a_lasting_pool_goes_by_its_name(ground: Playground, monkeypatch: pytest
         (["lamp"], "is called 'lamp'; `pilotlight explain` alone lists what there is"),
         (["--run", "/nowhere"], "/nowhere has no event log"),
         (["--run", "/nowhere", "-o", "x"], "give one of them"),
+        (["--pool", "nobodys"], "no pool nobodys is known on this machine"),
         (["-o", "nothing.jsonl"], "nothing.jsonl has no report beside it"),
     ],
 )

@@ -74,7 +74,9 @@ def find_run(output: Path | None, run: Path | None, pool: str | None) -> Path:
     if run is not None:
         folder = run
     elif pool is not None:
-        folder = Path(poolfile.read_spec(poolfile.pool_folder(pool)).log_dir)
+        if not (known := poolfile.pool_folder(pool)).is_dir():
+            raise ConfigError(f"no pool {pool} is known on this machine: `pilotlight up --pool {pool}` would start it")
+        folder = Path(poolfile.read_spec(known).log_dir)
     elif output is not None:
         report = read_report(str(output))
         if report is None:
