@@ -20,7 +20,17 @@ from typing import Any, TypeVar
 import msgspec
 
 from pilotlight.connection import Frames, frame
-from pilotlight.messages import Accepted, ClientMessage, ClientReply, Greeting, Hello, JobEnded, Snapshot, Submit
+from pilotlight.messages import (
+    Accepted,
+    ClientMessage,
+    ClientReply,
+    Greeting,
+    Hello,
+    JobEnded,
+    Refused,
+    Snapshot,
+    Submit,
+)
 from pilotlight.poolfile import is_up, write_spec
 from pilotlight.wire import Context, JobRequest, Operation, PathInput, PathOutput, PoolSpec
 from tests.faults.harness import Playground
@@ -65,12 +75,16 @@ class Client:
             while not self._bodies:
                 data = self._socket.recv(1 << 16)
                 if not data:
-                    raise ConnectionError(f"the manager hung up before a {kind.__name__} came")
+                    raise ConnectionError(f"the manager hung up before a {kind} came")
                 self._bodies = self._frames.push(data)
             message = msgspec.msgpack.decode(self._bodies.pop(0), type=ClientReply)
             if isinstance(message, kind) and when(message):
                 return message
-        raise AssertionError(f"no {kind.__name__} came in {WAIT_S} s")
+        raise AssertionError(f"no {kind} came in {WAIT_S} s")
+
+    def answer(self) -> Accepted | Refused:
+        """The answer to a `Submit` or an `Attach`."""
+        return self.take((Accepted, Refused))  # type: ignore[arg-type]
 
     def submit(self, job: JobRequest, *, detached: bool = False) -> Accepted:
         """Hand in a job that must be accepted."""
