@@ -73,8 +73,9 @@ def test_a_staged_copy_is_lent_until_its_replica_ends(tmp_path: Path) -> None:
         assert path is not None
         bench.copies.loaded("w.1")
         assert not bench.cache.drop("v")
+        await bench.copies._unstaged("v")
+        assert bench.cache.has("v")
         bench.copies.ended("w.1")
-        bench.copies.unstage("v")
         assert await bench.next() == ev.CopyGone("v", Level.STAGED)
         assert await bench.copies.borrow("w.2", "v", "staged") is None
         assert await bench.next() == ev.CopyGone("v", Level.STAGED)

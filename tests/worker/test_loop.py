@@ -290,7 +290,7 @@ async def parked_memory_is_let_go_and_files_unstaged(manager: Manager, agent: Ag
     assert list((folder / "cache" / "files").glob("*/*")) == []
 
 
-async def files_in_use_stay_staged(manager: Manager, agent: AgentLoop, folder: Path) -> None:
+async def files_in_use_are_unstaged_later(manager: Manager, agent: AgentLoop, folder: Path) -> None:
     wanted = context(folder)
     wanted = msgspec.structs.replace(wanted, memory_bytes=2 * CPU.memory_bytes // 3)
     manager.wish(("", wanted, "staged"))
@@ -300,11 +300,12 @@ async def files_in_use_stay_staged(manager: Manager, agent: AgentLoop, folder: P
     assert (await manager.hear_resident("live")).origin == "staged"
     assert loaded_from(agent).is_relative_to(folder / "cache")
     manager.say(Unstage(variant="v"))
+    await until(lambda: agent._copies._unwanted == {"v"}, "the cache to be asked")
+    assert (folder / "cache" / "variants" / "v").exists()
     manager.wish()
     await manager.hear(Stopped)
-    assert (folder / "cache" / "variants" / "v").exists()
-    manager.say(Unstage(variant="v"))
     assert (await manager.hear(Kept)).copy.bytes == 0
+    assert not (folder / "cache" / "variants" / "v").exists()
 
 
 async def a_staged_copy_that_went_is_noticed(manager: Manager, agent: AgentLoop, folder: Path) -> None:
@@ -369,7 +370,7 @@ SCENARIOS: dict[str, Callable[[Manager, AgentLoop, Path], Awaitable[None]]] = {
         files_are_staged_and_parked_before_a_load,
         a_replica_that_died_comes_back_without_a_wait,
         parked_memory_is_let_go_and_files_unstaged,
-        files_in_use_stay_staged,
+        files_in_use_are_unstaged_later,
         a_staged_copy_that_went_is_noticed,
         files_that_can_t_be_copied_are_loaded_from_where_they_are,
         a_replica_sleeps_and_wakes,

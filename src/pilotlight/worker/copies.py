@@ -36,7 +36,8 @@ class Copies:
         self._parking = parking
         self._tell = tell
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lent: dict[str, Staged] = {}
+        self._lent: dict[str, tuple[str, Staged]] = {}
+        self._unwanted: set[str] = set()
         self._loading: dict[str, str] = {}
         self._loaded = asyncio.Condition()
         self._looking = False
@@ -45,6 +46,7 @@ class Copies:
 
     def make(self, variant_id: str, level: Level, model: str) -> None:
         """Stage or park what is in the folder `model`. Ends in `CopyMade` or `CopyFailed`."""
+        self._unwanted.discard(variant_id)
         work = self._stage if level is Level.STAGED else self._park
         self._run(self._made(variant_id, level, work(variant_id, Path(model))))
 
@@ -53,7 +55,8 @@ class Copies:
         self._run(self._dropped(variant_id, level))
 
     def unstage(self, variant_id: str) -> None:
-        """Remove a variant from the machine's cache, unless it is in use here or elsewhere. `CopyGone` if it went."""
+        """Remove a variant from the machine's cache, unless it is in use elsewhere; what is in use here goes when its
+        last replica ends. `CopyGone` if it went."""
         self._run(self._unstaged(variant_id))
 
     def look(self, variant_ids: Iterable[str]) -> None:
@@ -72,13 +75,14 @@ class Copies:
                 self._loading[replica_id] = variant_id
                 return parked.path
         elif origin == Level.STAGED.value:
+            self._unwanted.discard(variant_id)
             try:
                 staged = await _in_thread(self._cache.find, variant_id)
             except CopyError as error:
                 log.say(f"{variant_id} is not loaded from its staged copy: {error}")
                 staged = None
             if staged is not None:
-                self._lent[replica_id] = staged
+                self._lent[replica_id] = variant_id, staged
                 return staged.path
             self._tell(ev.CopyGone(variant_id, Level.STAGED))
         return None
@@ -91,9 +95,11 @@ class Copies:
     def ended(self, replica_id: str) -> None:
         """A replica is gone."""
         self.loaded(replica_id)
-        staged = self._lent.pop(replica_id, None)
+        variant_id, staged = self._lent.pop(replica_id, ("", None))
         if staged is not None:
             staged.close()
+        if variant_id in self._unwanted:
+            self.unstage(variant_id)
 
     async def close(self) -> None:
         """Give up what is under way, and let go of everything."""
@@ -101,7 +107,7 @@ class Copies:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for staged in self._lent.values():
+        for _, staged in self._lent.values():
             staged.close()
         self._lent.clear()
         self._parking.close()
@@ -166,7 +172,10 @@ class Copies:
             log.say(f"{variant_id} stays staged: {error}")
             return
         if gone:
+            self._unwanted.discard(variant_id)
             self._tell(ev.CopyGone(variant_id, Level.STAGED))
+        elif any(lent == variant_id for lent, _ in self._lent.values()):
+            self._unwanted.add(variant_id)
 
     async def _looked(self, variant_ids: list[str]) -> None:
         try:
