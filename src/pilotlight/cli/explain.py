@@ -95,7 +95,7 @@ def _last_run() -> Path:
     base = logs_folder()
     runs = sorted((path for path in base.iterdir() if eventfile.files(path)), reverse=True) if base.is_dir() else []
     if not runs:
-        raise ConfigError(f"no run has left an event log in {base}: run something first, or give --run LOGDIR")
+        raise ConfigError(f"no run has left an event log in {base}: run something first, or name a pool with --pool")
     return runs[0]
 
 
