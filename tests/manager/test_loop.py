@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
 from pilotlight.core.allocation import Options
 from pilotlight.core.ranges import IndexSet
+from pilotlight.manager import jobs as jobs_module
 from pilotlight.manager import loop as loop_module
-from pilotlight.manager.jobs import StreamJob, variant_id_of
+from pilotlight.manager.jobs import PathJob, StreamJob, variant_id_of
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.loop import Manager
 from pilotlight.messages import (
@@ -138,6 +140,74 @@ def test_long_rows_go_in_several_grants(monkeypatch: pytest.MonkeyPatch) -> None
         assert granted.spans() == [(0, 33)]
         assert sum(chunk.count for grant in grants for chunk in grant.chunks) == 33
         manager.scheduler.state.check()
+
+    played(play)
+
+
+class LongRows:
+    """A source of rows of 1,000 bytes, in blocks of 8."""
+
+    fraction = None
+
+    def __init__(self, rows: int) -> None:
+        self.left = rows
+        self.asked: list[int] = []
+
+    def read(self, rows_max: int) -> list[Chunk]:
+        self.asked.append(rows_max)
+        chunks: list[Chunk] = []
+        for _ in range(0, min(rows_max, self.left), 8):
+            chunks.append(Chunk(self.start, 8, self.start + 1, "in", b"\n".join([b"x" * 999] * 8)))
+            self.left -= 8
+        return chunks
+
+    @property
+    def start(self) -> int:
+        return 400 - self.left
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Output:
+    """A job's output that only counts."""
+
+    complete = False
+    epoch = 1
+
+    def __init__(self) -> None:
+        self.done = IndexSet()
+        self.errors: dict[str, int] = {}
+        self.counters: dict[str, float] = {}
+        self.attempts: dict[int, int] = {}
+
+    def write(self, chunk: ResultChunk) -> None:
+        self.done.update(chunk.spans)
+
+
+def test_of_long_rows_no_more_is_read_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "READ_BYTES_MAX", 20_000)
+    monkeypatch.setattr(jobs_module, "HELD_BYTES_MAX", 60_000)
+    monkeypatch.setattr(jobs_module, "_ROWS_MIN", 8)
+
+    def play(manager: Manager, link: Link) -> None:
+        source, output = LongRows(400), Output()
+        job = PathJob("job-1", REQUEST, source, cast("Any", output))
+        link.say("w", join(resident(4, context=CONTEXT)))
+        manager.add_job(job, [], {})
+        most, seen = 0, 0
+        while len(output.done) < 400:
+            grants = [message for _, message in link.sent[seen:] if isinstance(message, Grant)]
+            seen = len(link.sent)
+            assert grants, "the workers starve"
+            for grant in grants:
+                for chunk in grant.chunks:
+                    most = max(most, job.store.bytes_held)
+                    spans = [(chunk.start, chunk.stop)]
+                    lines = ResultChunk(spans, b"\n".join([b"r"] * chunk.count))
+                    link.say("w", Rows(seq=1, lease=grant.lease, job="job-1", device="cpu", chunk=lines))
+        assert most <= 60_000 + 20_000
+        assert max(source.asked) <= 20
 
     played(play)
 

@@ -21,6 +21,12 @@ from pilotlight.ports import JobOutput, Source
 from pilotlight.rowstore import RowStore
 from pilotlight.wire import Chunk, Context, JobRequest, ResultChunk, Span, digest
 
+READ_BYTES_MAX = 64 << 20
+"""About how much one read of files takes in, unless a block of rows is more."""
+HELD_BYTES_MAX = 256 << 20
+"""With so many bytes of unfinished rows at hand, files are not read on."""
+_ROWS_MIN = 4096
+
 
 class JobFiles(ABC):
     """What both kinds share: the store of rows at hand, and the sums over finished rows."""
@@ -44,7 +50,7 @@ class JobFiles(ABC):
         self.began_monotonic_s = time.monotonic()
         self.sent_to: set[str] = set()
         self.waiting = 0
-        """Rows asked for and not there yet; 0 if none were."""
+        """Rows asked for and not there yet, or too many for the room that there is; 0 if none were."""
 
     @abstractmethod
     def read(self, rows: int) -> list[Chunk] | None:
@@ -54,6 +60,11 @@ class JobFiles(ABC):
     def fraction(self) -> float | None:
         """How much of the input was read."""
         return None
+
+    @property
+    def full(self) -> bool:
+        """Whether no more is to be read until rows at hand are done."""
+        return False
 
     @abstractmethod
     def write(self, chunk: ResultChunk) -> None:
@@ -85,10 +96,19 @@ class PathJob(JobFiles):
         self.rows_resumed = self.rows_done = len(folder.done)
         self.errors = dict(folder.errors)
         self.counters = dict(folder.counters)
+        self._row_bytes = READ_BYTES_MAX // _ROWS_MIN
 
     def read(self, rows: int) -> list[Chunk]:
-        """See `JobFiles.read`."""
-        return self._source.read(rows)
+        """See `JobFiles.read`. Of long rows it reads fewer than asked for."""
+        chunks = self._source.read(min(rows, max(_ROWS_MIN, READ_BYTES_MAX // self._row_bytes)))
+        if chunks:
+            self._row_bytes = 1 + sum(len(chunk.blob) for chunk in chunks) // sum(chunk.count for chunk in chunks)
+        return chunks
+
+    @property
+    def full(self) -> bool:
+        """See `JobFiles.full`."""
+        return self.store.bytes_held >= HELD_BYTES_MAX
 
     @property
     def fraction(self) -> float | None:

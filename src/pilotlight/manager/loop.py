@@ -236,7 +236,9 @@ class Manager:
         self._link.send(grant.worker_id, message)
 
     def _read(self, job: JobFiles, rows: int) -> None:
-        job.waiting = 0
+        job.waiting = rows if job.full else 0
+        if job.full:
+            return
         start = job.read_upto
         try:
             chunks = job.read(rows)
@@ -296,9 +298,12 @@ class Manager:
         except OutputError as error:
             self._output_failed(job, error)
             return
+        was_full = job.full
         job.count(chunk)
         job.store.drop(chunk.spans)
         self.put(ev.RowsWritten(job.job_id, tuple(chunk.spans), lease_id, worker_id, device_id, chunk.errors))
+        if was_full and not job.full and job.waiting and job.job_id in self.scheduler.state.jobs:
+            self._read(job, job.waiting)
 
     def _write_failure(self, failure: do.WriteFailure) -> None:
         job = self.jobs[failure.job_id]
