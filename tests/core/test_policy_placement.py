@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pilotlight.core.allocation import Options
-from pilotlight.core.model import Device, DeviceBelief, Variant, Worker
+from pilotlight.core.model import Device, DeviceBelief, Replica, Variant, Worker
 from pilotlight.core.policy import placement
 from pilotlight.core.state import State
+from pilotlight.core.transitions import ReplicaState
 from tests.core.virtual import Virtual
 
 
@@ -74,18 +75,18 @@ def test_more_contexts_than_devices_take_turns_and_do_not_thrash() -> None:
     for _ in range(2):
         world.add_worker(10, load_s=1)
     jobs = [world.submit(1_000_000, variant) for variant in "vwx"]
-    world.pass_s(620)
+    world.pass_s(320)
     done = [world.jobs[job].done for job in jobs]
-    assert min(done) > 0.75 * max(done)
-    assert sum(done) > 0.85 * 620 * 20
-    assert len(world.loads) < 2 * 620 / 10 + 4
+    assert min(done) > 0.7 * max(done)
+    assert sum(done) > 0.85 * 320 * 20
+    assert len(world.loads) < 2 * 320 / 10 + 4
 
 
 def test_turns_are_in_proportion_to_weight() -> None:
     world = Virtual()
     world.add_worker(10, load_s=1)
     heavy, light = world.submit(1_000_000, "v", weight=3), world.submit(1_000_000, "w")
-    world.pass_s(800)
+    world.pass_s(410)
     assert 2.5 < world.jobs[heavy].done / world.jobs[light].done < 3.5
 
 
@@ -207,6 +208,19 @@ def test_a_kind_of_device_that_two_workers_gave_up_is_not_asked_again() -> None:
     assert not placement.failed_everywhere(state, "v")
     state.workers["w3"].devices["d0"].load_failures["v"] = placement.LOAD_TRIES_MAX
     assert placement.failed_everywhere(state, "v")
+
+
+def test_a_device_that_holds_a_variant_keeps_it_whatever_others_of_its_kind_say() -> None:
+    state = state_with(("a", 20), ("a", 20))
+    belief = state.workers["w1"].devices["d0"]
+    belief.replicas["v"] = Replica("r1", "v", ReplicaState.LIVE, wanted=4)
+    belief.wants = ("v",)
+    state.pinned.add("v")
+    state.refusals["v", "a"] = {"w0": "it breaks", "gone": "it broke"}
+    state.workers["w0"].devices["d0"].load_failures["v"] = placement.LOAD_TRIES_MAX
+    plans = {worker.worker_id: plan.devices["d0"].wants for worker, plan in placement.plan(state, 0.0, 600.0)}
+    assert plans == {"w0": (), "w1": ("v",)}
+    assert not placement.failed_everywhere(state, "v")
 
 
 def test_one_broken_device_does_not_speak_for_its_kind() -> None:

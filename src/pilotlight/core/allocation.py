@@ -63,6 +63,7 @@ class Allocation:
 
     def place(self, force: str = "") -> None:
         """Tell workers whose wants changed what to hold now; `force`: tell this one in any case."""
+        self._clocks = {v: clock for v, clock in self._clocks.items() if v in self._state.variants}
         self._unread = {j.job_id for j in self._state.jobs.values() if not (j.read_upto or j.exhausted)}
         for worker, plan in placement.plan(self._state, self._now, self._options.keep_alive_s):
             changed = worker.worker_id == force or plan.parks != worker.park_wants

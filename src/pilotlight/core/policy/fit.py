@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pilotlight.core.model import DeviceBelief, VariantId
 from pilotlight.core.state import State
+from pilotlight.core.transitions import ReplicaState
 
 LOAD_TRIES_MAX = 2
 REFUSING_WORKERS = 2
@@ -72,7 +73,9 @@ class Fitness:
         self._least: dict[VariantId, int] = {}
 
     def may_hold(self, belief: DeviceBelief, variant_id: VariantId) -> bool:
-        """Whether a device may be asked for a variant now, if it were empty."""
+        """Whether a device may be asked for a variant now, if it were empty. What it holds, it can hold."""
+        if _holds(belief, variant_id):
+            return True
         if variant_id not in self._least:
             self._look(variant_id)
         if belief.device.memory_bytes < self._least[variant_id] or belief.device.kind in self._bad_kinds[variant_id]:
@@ -104,7 +107,14 @@ def failed_everywhere(state: State, variant_id: VariantId) -> bool:
     return all(no or not fits_alone(state, b, variant_id) for no, b in zip(refused, beliefs, strict=True))
 
 
+def _holds(belief: DeviceBelief, variant_id: VariantId) -> bool:
+    replica = belief.replicas.get(variant_id)
+    return replica is not None and replica.state in {ReplicaState.LIVE, ReplicaState.ASLEEP}
+
+
 def _refuses(belief: DeviceBelief, variant_id: VariantId, kinds: set[str]) -> bool:
+    if _holds(belief, variant_id):
+        return False
     return belief.device.kind in kinds or belief.load_failures.get(variant_id, 0) >= LOAD_TRIES_MAX
 
 

@@ -85,7 +85,7 @@ class _Plan:
                 first += [claim.variant_id for claim in slot.claims if claim.variant_id not in first]
                 devices[device_id] = DevicePlan(self._with_idle(slot, first), slot.moved)
             parks = self._parks(worker, devices)
-            plans.append((worker, WorkerPlan(devices, parks, self._why(worker, devices))))
+            plans.append((worker, WorkerPlan(devices, parks, self._why(worker, devices, parks))))
         return plans
 
     def _divide(self, slots: list[Slot], claims: list[Claim], *, take_turns: bool) -> None:
@@ -178,8 +178,8 @@ class _Plan:
 
     # --- words
 
-    def _why(self, worker: Worker, devices: dict[DeviceId, DevicePlan]) -> str:
-        """What changes on a worker's devices and why, in one clause each."""
+    def _why(self, worker: Worker, devices: dict[DeviceId, DevicePlan], parks: tuple[VariantId, ...]) -> str:
+        """What changes on a worker and why, in one clause each."""
         clauses: list[str] = []
         for device_id, device in devices.items():
             before = worker.devices[device_id].wants
@@ -187,6 +187,9 @@ class _Plan:
                 continue
             clauses += [f"{device_id} takes {self._because(v)}" for v in device.wants if v not in before]
             clauses += [f"{device_id} gives up {self._despite(v, device)}" for v in before if v not in device.wants]
+        if parks is not worker.park_wants:
+            kept = [self._state.name_of(v) for v in parks if v not in worker.park_wants]
+            clauses += [f"its memory keeps {name}, for which its devices have no room" for name in kept]
         more = len(clauses) - CLAUSES_MAX
         return "; ".join([*clauses[:CLAUSES_MAX], *([f"and {more} more"] if more > 0 else [])])
 
