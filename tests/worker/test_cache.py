@@ -87,6 +87,16 @@ def test_a_model_may_be_one_file(tmp_path: Path) -> None:
     assert (path.name, path.read_bytes()) == ("tiny.gguf", b"GGUF")
 
 
+def test_the_index_names_the_weights(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m")
+    for name in ("a.safetensors", "b.safetensors", "model-copy.safetensors"):
+        (folder / name).write_bytes(b"w")
+    index = {"metadata": {}, "weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_bytes(msgspec.json.encode(index))
+    weights = [source.relative for source in modelfiles.of(folder) if source.is_weights]
+    assert weights == ["a.safetensors", "b.safetensors"]
+
+
 def test_a_later_start_reads_nothing_again(tmp_path: Path) -> None:
     folder, reads = model(tmp_path / "m"), Reads()
     first = stage(Cache(tmp_path / "cache", read=reads), "v", folder)
