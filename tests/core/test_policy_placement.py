@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pilotlight.core.allocation import Options
+from pilotlight.core.events import JobSubmitted
 from pilotlight.core.model import Device, DeviceBelief, Replica, Variant, Worker
 from pilotlight.core.policy import placement
+from pilotlight.core.recovery import job_from
 from pilotlight.core.state import State
 from pilotlight.core.transitions import ReplicaState
 from tests.core.virtual import Virtual
@@ -221,6 +223,29 @@ def test_a_device_that_holds_a_variant_keeps_it_whatever_others_of_its_kind_say(
     plans = {worker.worker_id: plan.devices["d0"].wants for worker, plan in placement.plan(state, 0.0, 600.0)}
     assert plans == {"w0": (), "w1": ("v",)}
     assert not placement.failed_everywhere(state, "v")
+
+
+def test_what_was_crowded_out_beside_others_gets_the_device_to_itself_in_turn() -> None:
+    state = state_with(("a", 20), need=0)
+    state.learn(Variant("w", "other", 0))
+    for name in "vw":
+        job = JobSubmitted(f"job-{name}", name, state.variants[name])
+        state.jobs[job.job_id] = job_from(job)
+        state.jobs[job.job_id].read_upto = 10
+        state.jobs[job.job_id].pending.add(0, 10)
+    belief = state.workers["w0"].devices["d0"]
+    belief.wants = ("v",)
+    belief.replicas["v"] = Replica("r1", "v", ReplicaState.LIVE, wanted=4)
+
+    def wanted(now: float) -> tuple[str, ...]:
+        ((_, plan),) = placement.plan(state, now, 600.0)
+        return plan.devices["d0"].wants
+
+    assert wanted(1.0) == ("v", "w")
+    belief.retry_at_s["w"] = 2.0
+    assert wanted(1.0) == ("v",)
+    assert wanted(3.0) == ("v",)
+    assert wanted(6.0) == ("w",)
 
 
 def test_one_broken_device_does_not_speak_for_its_kind() -> None:
