@@ -86,3 +86,22 @@ def test_out_of_memory_halves_the_budget(tmp_path: Path, operation: Operation) -
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert {outcome.error_kind for outcome in outcomes} == {None}
     assert live._budget._ceiling < 1 << 22
+
+
+def test_sleep_gives_the_memory_back(model: Any) -> None:
+    expected = [outcome.result for outcome in run_rows(model, GENERATE, ROWS)]
+    awake_bytes, before = model.memory_bytes, torch.cuda.memory_allocated()
+    assert model.can_sleep
+    model.sleep()
+    assert torch.cuda.memory_allocated() < before
+    assert model.memory_bytes < awake_bytes
+    model.wake()
+    assert [outcome.result for outcome in run_rows(model, GENERATE, ROWS)] == expected
+
+
+def test_a_shared_head_changes_nothing(model: Any, folder: Path) -> None:
+    alone = TransformersRuntime(share_prefixes=False).load(tiny.context_of(folder), CUDA)
+    model._budget._pass_s = 0.0  # passes cost it nothing, so that what pays does not depend on the machine
+    for one, two in zip(run_rows(model, CLASSIFY, ROWS), run_rows(alone, CLASSIFY, ROWS), strict=True):
+        assert one.result["logprobs"] == pytest.approx(two.result["logprobs"], abs=5e-3)
+    assert model.attachment_bytes > 0

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,48 @@ def test_weights_that_went_to_the_host_and_back_are_the_same(model: Any) -> None
     assert model.attachment_bytes == 0
     model.wake()
     assert [outcome.result for outcome in run_rows(model, GREEDY, with_heads(HEAD))] == expected
+
+
+TEXTS = [head + claim for head in ("", *HEADS, HEADS[0] * 2) for claim in CLAIMS]
+
+
+@pytest.fixture(scope="module")
+def expected(alone: Any) -> dict[str, list[Any]]:
+    """Results of `TEXTS` by operation."""
+    rows = [{"prompt": text} for text in TEXTS]
+    return {op.id: [outcome.result for outcome in run_rows(alone, op, rows)] for op in (CLASSIFY, GREEDY, SAMPLED)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_happens_results_are_those_without(model: Any, expected: dict[str, list[Any]], seed: int) -> None:
+    """Jobs come and go and alternate, room shrinks, attachments are dropped, and some passes find no memory."""
+    chances = random.Random(seed)
+    fail_passes(model, lambda rows, columns: (rows > 1 or columns > 16) and chances.random() < 0.05)
+    tickets: dict[int, tuple[Operation, int]] = {}
+    answered = 0
+
+    def step() -> None:
+        nonlocal answered
+        for outcome in model.step():
+            op, index = tickets.pop(outcome.ticket)
+            check_same(op, outcome.result, expected[op.id][index])
+            answered += 1
+        assert model.pending == len(tickets)
+        assert model.attachment_bytes <= model._prefixes._bytes_max
+
+    for _ in range(40):
+        operation = chances.choice([CLASSIFY, GREEDY, SAMPLED])
+        indices = [chances.randrange(len(TEXTS)) for _ in range(chances.randrange(8))]
+        rows = [Row(answered + len(tickets) + at, index, {"prompt": TEXTS[index]}) for at, index in enumerate(indices)]
+        tickets |= {row.ticket: (operation, row.index) for row in rows}
+        model.add(operation, rows)
+        if chances.random() < 0.5:
+            step()
+        if not model.pending:
+            model.forget(operation)
+        if chances.random() < 0.1:
+            model._prefixes.let_go()
+            model._prefixes._bytes_max = chances.randrange(200) * model._prefixes._token_bytes
+    while model.pending:
+        step()
+    assert answered > 50
