@@ -83,7 +83,7 @@ class Fitness:
         return may_load(belief, variant_id, self._now)
 
     def need_bytes(self, belief: DeviceBelief, variant_id: VariantId) -> int:
-        """Room to count for a variant on a device: more than there is beside others where these crowded it out before."""
+        """Room to count for a variant on a device: more than there is where others crowded it out before."""
         if was_crowded(belief, variant_id):
             return max(belief.device.memory_bytes + 1, self._state.need_bytes(variant_id))
         return self._state.need_bytes(variant_id)
