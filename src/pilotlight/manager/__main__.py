@@ -95,7 +95,8 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
             owner = loop.create_task(clients.await_owner(parent_pid))
         if resumed is not None:
             await asyncio.wait({resumed, over}, timeout=RESUME_S_MAX, return_when=asyncio.FIRST_COMPLETED)
-            await manager.start()
+            if not clients.over.is_set():
+                await manager.start()
         await over
     finally:
         over.cancel()
