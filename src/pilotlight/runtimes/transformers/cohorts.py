@@ -163,5 +163,5 @@ class OwnCohort:
     @property
     def memory_bytes(self) -> int:
         """See `Cohort`; and states of other kinds."""
-        parts = [part for layer in getattr(self._cache, "layers", ()) for part in vars(layer).values()]
+        parts: list[Any] = [part for layer in getattr(self._cache, "layers", ()) for part in vars(layer).values()]
         return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
