@@ -29,6 +29,7 @@ WORKERS = 2
 AT_ONCE = 3
 JOB_S_MAX = 420.0
 """No job is so large that it may take longer, however often it is struck."""
+TIDY_S_MAX = 30.0
 KILLS = {"replica": 5, "server": 1, "worker": 4, "guardian": 1, "manager": 2, "client": 4}
 WORKER_REST_S = 12.0
 """Workers that never live long enough to load a model would finish nothing: between two kills of workers (or of the
@@ -141,9 +142,20 @@ class Soak:
                 if client.returncode == 2 and "is up" not in said and "not up" not in said:
                     raise Wrong(f"{job} was refused: {said}")
             if job.out.exists():
-                self._finish(job)
+                if self._is_tidy(job):
+                    self._finish(job)
             elif not job.detached or self._is_forgotten(job):
                 self._maker.start(job)
+
+    def _is_tidy(self, job: Job) -> bool:
+        """Whether its working folder is gone, which the manager removes last: the next manager, if that one was
+        killed in between."""
+        job.made_s = job.made_s or time.monotonic()
+        if not job.work_folder.exists():
+            return True
+        if time.monotonic() - job.made_s > TIDY_S_MAX:
+            raise Wrong(f"{job} is done and its working folder stays")
+        return False
 
     def _is_forgotten(self, job: Job) -> bool:
         """A detached job whose client was killed before the pool took it has to be handed in again. Handing in a job

@@ -45,6 +45,13 @@ class Job:
     client: subprocess.Popen[str] | None = None
     starts: int = 0
     said: str = ""
+    made_s: float = 0.0
+    """When its output was first seen."""
+
+    @property
+    def work_folder(self) -> Path:
+        """Where its manager keeps what is unfinished."""
+        return self.out.with_name(f"{self.out.name}.pilotlight")
 
     def __str__(self) -> str:
         how = "detached" if self.detached else "attached"
@@ -67,7 +74,7 @@ class Maker:
         out = source.with_suffix(".out")
         source.write_text("".join(f"{json.dumps({'prompt': self._prompt(at)})}\n" for at in range(len(self._claims))))
         code, said = self._ground.run(
-            "run", source, "-o", out, "--pool", "none", "--workers", "1", *self._model_options(), timeout_s=240
+            "run", source, "-o", out, "--no-pool", "--workers", "1", *self._model_options(), timeout_s=240
         )
         if code:
             raise Wrong(f"the reference could not be made: {said}")
