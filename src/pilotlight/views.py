@@ -35,10 +35,13 @@ class JobView(Struct, frozen=True, kw_only=True):
 
 class ResidenceView(Struct, frozen=True, kw_only=True):
     """Where a variant is on one worker. level: live, starting, asleep, parked, staged. age_s: since when. took_s: how
-    long it took to get there, `stages` by stage. rows: finished by this replica. attachment_bytes: prompt prefixes."""
+    long it took to get there, `stages` by stage. rows: finished by this replica. attachment_bytes: prompt prefixes.
+    What is parked or staged are the same bytes for all workers of a host.
+    """
 
     worker: str
     level: str
+    host: str = ""
     device: str = ""
     bytes: int = 0
     attachment_bytes: int = 0

@@ -16,6 +16,8 @@ from pilotlight.core.errors import ConfigError
 from pilotlight.poolfile import DEFAULT_NAME
 from pilotlight.views import ContextView, ResidenceView
 
+SHARED = {"parked", "staged"}
+
 PoolName = Annotated[str, Parameter(name="--pool", help="Name of the pool.")]
 
 
@@ -36,10 +38,17 @@ def contexts(
     if not views:
         print(f"pool {pool} has no contexts")
         return 0
-    print_table(["context", "id", "where", "memory", "disk", "used", "idle", "pinned"], [_line(view) for view in views])
+    print_table(
+        ["context", "id", "where", "devices", "memory", "disk", "used", "idle", "pinned"],
+        [_line(view) for view in views],
+    )
     if verbose:
         print()
-        lines = [_residence_line(view, residence) for view in views for residence in view.residences]
+        lines = [
+            _residence_line(view, residence)
+            for view in views
+            for residence in sorted(view.residences, key=lambda r: (r.worker, r.device, r.level))
+        ]
         print_table(["context", "level", "worker", "device", "memory", "since", "rows", "took"], lines)
     return 0
 
@@ -49,16 +58,25 @@ def _line(view: ContextView) -> list[str]:
         view.name,
         view.context,
         where(view),
-        _sum(view, {"live", "asleep", "parked", "starting"}),
-        _sum(view, {"staged"}),
+        _size(sum(r.bytes for r in view.residences if r.level not in SHARED)),
+        _size(_shared_bytes(view, "parked")),
+        _size(_shared_bytes(view, "staged")),
         f"{view.used} job{'' if view.used == 1 else 's'}" + (f", {view.jobs} now" if view.jobs else ""),
         "" if view.jobs else duration(view.idle_s),
         "yes" if view.pinned else "",
     ]
 
 
-def _sum(view: ContextView, levels: set[str]) -> str:
-    total = sum(residence.bytes for residence in view.residences if residence.level in levels)
+def _shared_bytes(view: ContextView, level: str) -> int:
+    """All workers of a host share one copy."""
+    hosts: dict[str, int] = {}
+    for residence in view.residences:
+        if residence.level == level:
+            hosts[residence.host] = max(hosts.get(residence.host, 0), residence.bytes)
+    return sum(hosts.values())
+
+
+def _size(total: int) -> str:
     return size(total) if total else ""
 
 
@@ -70,7 +88,7 @@ def _residence_line(view: ContextView, residence: ResidenceView) -> list[str]:
         residence.level,
         residence.worker,
         residence.device,
-        (size(residence.bytes) if residence.bytes else "") + prefixes,
+        _size(residence.bytes) + prefixes,
         f"{duration(residence.age_s)} ago",
         f"{residence.rows:,}" if residence.rows else "",
         (f"{residence.took_s:.1f} s" if residence.took_s else "") + (f" ({stages})" if stages else ""),

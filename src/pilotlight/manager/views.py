@@ -108,6 +108,7 @@ def _residences(manager: Manager, variant_id: str, now: float) -> Iterable[Resid
                 yield ResidenceView(
                     worker=worker.worker_id,
                     level=replica.state.value,
+                    host=worker.host,
                     device=belief.device.device_id,
                     bytes=replica.memory_bytes,
                     attachment_bytes=replica.attachment_bytes,
@@ -124,7 +125,9 @@ def _residences(manager: Manager, variant_id: str, now: float) -> Iterable[Resid
 
 def _copy(worker: Worker, level: str, copy: Copy, now: float) -> ResidenceView:
     age_s = max(0.0, now - copy.since_s)
-    return ResidenceView(worker=worker.worker_id, level=level, bytes=copy.bytes, age_s=age_s, took_s=copy.took_s)
+    return ResidenceView(
+        worker=worker.worker_id, level=level, host=worker.host, bytes=copy.bytes, age_s=age_s, took_s=copy.took_s
+    )
 
 
 def _worker_view(manager: Manager, worker: Worker) -> WorkerView:
