@@ -66,11 +66,11 @@ class _Plan:
         self._needed = {claim.variant_id for claim in claims}
         self._divide(list(slots.values()), claims, take_turns=True)
         pins = pin_claims(self._state)
-        needed = {id(slot): [claim.variant_id for claim in slot.claims] for slot in slots.values()}
+        needed = {key: [claim.variant_id for claim in slot.claims] for key, slot in slots.items()}
         if pins:
-            for slot in slots.values():
+            for key, slot in slots.items():
                 slot.fixed = len(slot.claims)
-                slot.fixed_bytes = self._bytes(slot.belief, needed[id(slot)])
+                slot.fixed_bytes = self._bytes(slot.belief, needed[key])
                 slot.claims = []
             self._divide(list(slots.values()), pins, take_turns=False)
         plans: list[tuple[Worker, WorkerPlan]] = []
@@ -81,7 +81,7 @@ class _Plan:
                 if slot is None:
                     devices[device_id] = DevicePlan(())
                     continue
-                first = list(needed[id(slot)])
+                first = list(needed[worker.worker_id, device_id])
                 first += [claim.variant_id for claim in slot.claims if claim.variant_id not in first]
                 devices[device_id] = DevicePlan(self._with_idle(slot, first), slot.moved)
             parks = self._parks(worker, devices)
