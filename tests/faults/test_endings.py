@@ -132,7 +132,7 @@ def test_malformed_rows_become_error_rows_with_their_line(ground: Playground) ->
 
 
 def test_two_commands_on_one_output(ground: Playground) -> None:
-    out, command = echo(ground, ground.rows(2000, sleep_s=0.002))
+    out, command = echo(ground, ground.rows(2000, sleep_s=0.008))
     first = ground.start(*command)
     wait_for(lambda: Path(f"{out}.pilotlight").exists(), "the first command's folder")
     wait_for(writing(out), "the first results")
