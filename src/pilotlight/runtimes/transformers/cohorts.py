@@ -163,5 +163,8 @@ class OwnCohort:
     @property
     def memory_bytes(self) -> int:
         """See `Cohort`; and states of other kinds."""
-        parts: list[Any] = [part for layer in getattr(self._cache, "layers", ()) for part in vars(layer).values()]
-        return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
+        size = 0
+        for layer in getattr(self._cache, "layers", ()):
+            parts: dict[str, Any] = vars(layer)
+            size += sum(part.numel() * part.element_size() for part in parts.values() if isinstance(part, Tensor))
+        return size

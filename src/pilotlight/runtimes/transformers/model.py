@@ -403,15 +403,24 @@ class TransformersModel:
                 raise
             enough = False
         if not enough:
-            rows = self._decoder.evict()
-            _free()
-            if not self._prefixes.drop():
-                if len(rows) <= 1:
-                    raise MemoryError(self._too_large(rows))
-                self._decoder.hold_at(len(rows) // 2)
-            for row in rows:
-                self._put_back(self._jobs[row.operation.id], [row])
+            self._evict()
         return [outcomes.generated(self._context, row) for row in self._decoder.finished()]
+
+    def _evict(self) -> None:
+        """After decoding ran out of memory: first what is beside it goes, then it holds half as many rows."""
+        rows = self._decoder.evict()
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            self._decoder.hold_at(len(rows))
+            reading.work.close()
+            self._put_back(reading.job, reading.batch)
+        elif not self._prefixes.drop():
+            if len(rows) == 1:
+                raise MemoryError(self._too_large(rows))
+            self._decoder.hold_at(len(rows) // 2)
+        for row in reversed(rows):
+            self._put_back(self._jobs[row.operation.id], [row])
+        _free()
 
     def _put_back(self, job: _Job, rows: list[Any]) -> None:
         if len(job.waiting) == 0:
