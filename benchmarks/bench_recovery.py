@@ -1,23 +1,23 @@
 """What preemption costs: useful time of all the device time there was, and how soon a dead worker's rows run elsewhere.
 
-    python benchmarks/bench_recovery.py [--passes 4] [--kills 6] [--every-s 7]
+    python benchmarks/bench_recovery.py [--passes 6] [--kills 4] [--every-s 4]
 
-A pool of two workers verifies the bundled claims; every few seconds one worker's whole tree of processes is killed,
-each in turn, and the pool's keeper starts another. Efficiency: seconds that replicas worked on rows whose results
-arrived, per second that workers were there, after the first start and load of each worker is taken off. Recovery, from
-the pool's own event log: from SIGKILL until the manager knows, until the first of the rows that the worker held is
-granted to another, and until the first result of one of them is written.
+A pool of two workers verifies the bundled claims; when both have worked for a few seconds, one worker's whole tree of
+processes is killed, each in turn, and the pool's keeper starts another. Efficiency: seconds that replicas worked on
+rows whose results arrived, per second that workers were there, after the first start and load of each worker is taken
+off. Recovery, from the pool's own event log: from SIGKILL until the manager knows, until the first of the rows that the
+worker held is granted to another, and until the first result of one of them is written.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 from benchmarks.measure import environment, save, show  # noqa: E402
 from benchmarks.preemption import ours  # noqa: E402
 from benchmarks.preemption.claims import write_prompts  # noqa: E402
-from benchmarks.preemption.kills import Kill  # noqa: E402
 from benchmarks.preemption.record import Record  # noqa: E402
 from pilotlight.core import decisions as do  # noqa: E402
 from pilotlight.core import events as ev  # noqa: E402
@@ -34,9 +33,6 @@ from pilotlight.core.ranges import IndexSet  # noqa: E402
 from pilotlight.core.story.records import Began, Step  # noqa: E402
 from pilotlight.factcheck import bundled  # noqa: E402
 from pilotlight.io import eventfile  # noqa: E402
-
-FIRST_S = 12.0
-"""The first kill comes when both workers work."""
 
 
 class Held:
@@ -90,6 +86,21 @@ def recoveries(folder: Path, kills: list[tuple[float, str]]) -> list[dict[str, f
     return found
 
 
+def when_both_work(kills: int, every_s: float) -> Callable[[ours.Watch, threading.Event], Iterator[int]]:
+    """For `ours.Striker`: each slot in turn, so many seconds after both workers are seen to work."""
+
+    def due(watch: ours.Watch, over: threading.Event) -> Iterator[int]:
+        for number in range(kills):
+            while not watch.both_work():
+                if over.wait(ours.WATCH_S):
+                    return
+            if over.wait(every_s):
+                return
+            yield number % 2
+
+    return due
+
+
 def efficiency(record: Record) -> float:
     """Useful time of the device time there was, one start and load of each worker taken off."""
     there_s = sum(life.until_s - life.live_s for life in record.present if life.live_s >= 0)
@@ -99,8 +110,8 @@ def efficiency(record: Record) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Efficiency under preemption, and time to recovery.")
     parser.add_argument("--passes", type=int, default=6)
-    parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--every-s", type=float, default=8.0)
+    parser.add_argument("--kills", type=int, default=4)
+    parser.add_argument("--every-s", type=float, default=4.0)
     arguments = parser.parse_args()
     os.environ.update(environment())
     with tempfile.TemporaryDirectory(prefix="recovery-") as scratch:
@@ -108,11 +119,8 @@ def main() -> None:
         os.environ["PILOTLIGHT_LOG_DIR"] = str(folder / "logs")
         prompts = folder / "prompts.jsonl"
         rows = write_prompts(prompts, arguments.passes)
-        kills = [
-            Kill(FIRST_S + number * arguments.every_s, slot)
-            for number, slot in zip(range(arguments.kills), itertools.cycle([0, 1]), strict=False)
-        ]
-        record = ours.run("killed", bundled.model_folder(), prompts, rows, folder / "out", (1.0, 1.0), kills)
+        due = when_both_work(arguments.kills, arguments.every_s)
+        record = ours.run("killed", bundled.model_folder(), prompts, rows, folder / "out", (1.0, 1.0), due)
         found = [
             entry for log in (folder / "logs").glob("*/events.jsonl") for entry in recoveries(log.parent, record.struck)
         ]

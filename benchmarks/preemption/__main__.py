@@ -98,7 +98,7 @@ class Demonstration:
         self._say(f"{setting.title}: pilotlight")
         out = self._new_folder() / "out.jsonl"
         setting.records.append(
-            ours.run("pilotlight", self._model, self._prompts, self._rows, out, setting.speeds, kills)
+            ours.run("pilotlight", self._model, self._prompts, self._rows, out, setting.speeds, ours.on_schedule(kills))
         )
 
     def _runner(self, way: str, mode: str, speeds: tuple[float, ...] | Any) -> Runner:

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -78,9 +78,18 @@ class Watch:
             life.live_s = at_s
 
     def killed(self, slot: int) -> None:
-        for life in self._record.present:
-            if life.slot == slot and life.until_s < 0:
-                life.until_s, life.killed = self.now_s(), True
+        """The worker in a slot was killed now; maybe before it had joined."""
+        lives = [life for life in self._record.present if life.slot == slot]
+        if not lives or lives[-1].until_s >= 0:
+            lives.append(Presence(slot, lives[-1].until_s if lives else 0.0))
+            self._record.present.append(lives[-1])
+        lives[-1].until_s, lives[-1].killed = self.now_s(), True
+
+    def both_work(self) -> bool:
+        """Whether every worker that there should be is live and holds rows."""
+        workers = self.last.workers if self.last else []
+        busy = [w for w in workers if w.rows_leased and any(replica.state == "live" for replica in w.replicas)]
+        return len(busy) == len(workers) > 1
 
 
 def age_of(pid: int) -> float:
@@ -115,41 +124,64 @@ def kill_tree(root: psutil.Process) -> None:
                 continue
 
 
-def kill_on_schedule(pool_pid: int, kills: Sequence[Kill], watch: Watch, record: Record, over: threading.Event) -> None:
-    for kill in kills:
-        if over.wait(max(0.0, kill.at_s - watch.now_s())):
-            return
-        worker = worker_in(pool_pid, kill.slot)
-        if worker is not None:
-            words = worker.cmdline()
-            record.struck.append((time.time(), words[words.index("--name") + 1]))
-            kill_tree(worker)
-            watch.killed(kill.slot)
-            record.kills += 1
+class Striker(threading.Thread):
+    """Kills workers while a job runs. `due` yields slots, each when its worker is to be killed."""
+
+    def __init__(self, due: Callable[[Watch, threading.Event], Iterator[int]], watch: Watch, record: Record) -> None:
+        super().__init__(daemon=True)
+        self.over = threading.Event()
+        self._manager = manager_pid()
+        self._due, self._watch, self._record = due, watch, record
+
+    def run(self) -> None:
+        for slot in self._due(self._watch, self.over):
+            worker = worker_in(self._manager, slot)
+            if worker is not None:
+                words = worker.cmdline()
+                self._record.struck.append((time.time(), words[words.index("--name") + 1]))
+                kill_tree(worker)
+                self._watch.killed(slot)
+                self._record.kills += 1
+
+
+def on_schedule(kills: Sequence[Kill]) -> Callable[[Watch, threading.Event], Iterator[int]]:
+    """For `Striker`: at these times."""
+
+    def due(watch: Watch, over: threading.Event) -> Iterator[int]:
+        for kill in kills:
+            if over.wait(max(0.0, kill.at_s - watch.now_s())):
+                return
+            yield kill.slot
+
+    return due
 
 
 def run(
-    way: str, model: Path, prompts: Path, rows: int, out: Path, speeds: Sequence[float], kills: Sequence[Kill]
+    way: str,
+    model: Path,
+    prompts: Path,
+    rows: int,
+    out: Path,
+    speeds: Sequence[float],
+    due: Callable[[Watch, threading.Event], Iterator[int]],
 ) -> Record:
     record = Record(way, rows)
     watch = Watch(record)
-    over = threading.Event()
     operation = Operation(kind="classify", labels=list(LABELS))
     shapes = [WorkerShape(speed=speed) for speed in speeds]
     with Others() as others, Pool(worker_shapes=shapes, watch_s=WATCH_S) as pool:
         pool.watch(watch.saw)
-        killer = threading.Thread(
-            target=kill_on_schedule, args=(manager_pid(), kills, watch, record, over), daemon=True
-        )
-        killer.start()
+        striker = Striker(due, watch, record)
+        striker.start()
         ended = pool.run_files(LLM(model), operation, [prompts], out, overwrite=True).wait()
         wall_s = watch.now_s()
-        over.set()
-        killer.join()
+        striker.over.set()
+        striker.join()
     record.others = others.cores
     record.done.append((wall_s, ended.view.rows_done))
     record.end(wall_s)
-    record.loads, record.load_s = sum(ended.totals.loads.values()), ended.totals.load_s
+    record.loads = sum(ended.totals.loads.values())
+    record.load_s = sum((life.until_s if life.live_s < 0 else life.live_s) - life.from_s for life in record.present)
     record.measured_rows, record.lost_rows = ended.view.rows_done, ended.totals.rows_lost
     record.lost_s = ended.totals.rows_lost * ended.totals.busy_s / max(1, ended.view.rows_done)
     record.busy_s = ended.totals.busy_s
