@@ -8,7 +8,7 @@ not join, so several such cohorts take turns. Both hand out the logits of each r
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -164,7 +164,7 @@ class OwnCohort:
     def memory_bytes(self) -> int:
         """See `Cohort`; and states of other kinds."""
         size = 0
-        for layer in getattr(self._cache, "layers", ()):
-            parts: dict[str, Any] = vars(layer)
+        for layer in cast("list[object]", getattr(self._cache, "layers", [])):
+            parts = vars(layer)
             size += sum(part.numel() * part.element_size() for part in parts.values() if isinstance(part, Tensor))
         return size
