@@ -198,18 +198,22 @@ class Submissions:
                 self._put_back(future.result(), journaled=record is not None)
 
         future = background.begin(functools.partial(self._open, request, detached=detached, record=record))
-        shielded = asyncio.shield(future)
-        future.add_done_callback(opened)  # after the shield's own, so that who waits for this finds the job
         try:
-            files = await shielded
+            files = await asyncio.shield(future)
+            if self._over:
+                self._put_back(files, journaled=record is not None)
+                raise ConfigError(_ENDING)
+            files.detached = detached
+            job = self._add(files, output)
         except asyncio.CancelledError:
             future.add_done_callback(too_late)
+            future.add_done_callback(opened)
             raise
-        if self._over:
-            self._put_back(files, journaled=record is not None)
-            raise ConfigError(_ENDING)
-        files.detached = detached
-        return self._add(files, output)
+        except BaseException:
+            opened(future)
+            raise
+        opened(future)  # only now, so that whoever looks finds either the opening or the job
+        return job
 
     def _open(self, request: JobRequest, *, detached: bool, record: JobRecord | None) -> PathJob:
         """Blocks."""
