@@ -3,7 +3,8 @@
 Run as `python fake_manager.py POOL_DIR --ready-fd N`. Each row is echoed as its result (generate and classify in
 their result's form; a `map` calls its function here). Rows are answered backwards within a chunk. A model named
 `refuse` is refused, `fail` fails after its first rows, `hang` never answers, `die` kills this process, `slow` is
-never accepted. Rows of token ids become errors: there is no tokenizer here.
+never accepted. Rows of token ids become errors: there is no tokenizer here. Path jobs can be joined and attached to,
+contexts be pinned and evicted by name; a lasting pool stays when a client leaves.
 """
 
 from __future__ import annotations
@@ -24,13 +25,20 @@ from pilotlight.connection import Connection, listen
 from pilotlight.io.rows import encode_pickle
 from pilotlight.messages import (
     Accepted,
+    Ask,
+    Attach,
     Cancel,
     ClientMessage,
+    ContextsAnswer,
+    Done,
+    Evict,
     Greeting,
     Hello,
     InputEnd,
     JobEnded,
+    JobsAnswer,
     Notice,
+    Pin,
     Refused,
     RowsIn,
     RowsOut,
@@ -38,14 +46,15 @@ from pilotlight.messages import (
     Snapshot,
     Submit,
 )
-from pilotlight.poolfile import read_spec
-from pilotlight.views import JobView, Totals
+from pilotlight.poolfile import read_spec, remove_sockets, socket_path
+from pilotlight.views import ContextView, JobView, Totals
 from pilotlight.wire import VERSION, JobRequest, PathInput, PathOutput, PoolSpec, ResultChunk
 
 
 class FakeJob:
-    def __init__(self, name: str, request: JobRequest) -> None:
-        self.name, self.request, self.done = name, request, 0
+    def __init__(self, name: str, request: JobRequest, client: Connection, *, detached: bool) -> None:
+        self.name, self.request, self.done, self.detached = name, request, 0, detached
+        self.clients = {client}
         self.function: Any = None
         self.state: tuple[Any, ...] = ()
         if request.operation.function is not None:
@@ -64,7 +73,14 @@ class FakeJob:
             rows_error=0,
             rows_leased=0,
             fraction=0.5,
+            weight=self.request.weight,
+            detached=self.detached,
+            output=self.output,
         )
+
+    @property
+    def output(self) -> str:
+        return self.request.output.path if isinstance(self.request.output, PathOutput) else ""
 
     def answer(self, index: int, line: bytes) -> bytes:
         if self.request.operation.row_format == "pickle":
@@ -96,16 +112,21 @@ class FakeJob:
 class FakeManager:
     def __init__(self) -> None:
         self.jobs: dict[str, FakeJob] = {}
+        self.ended: list[JobView] = []
+        self.pinned: dict[str, bool] = {}
+        self.made = 0
         self.over = asyncio.Event()
 
     def accept(self, connection: Connection) -> None:
         connection.on_message = lambda message: self.receive(connection, message)
-        connection.on_closed = lambda _: self.over.set()
+        connection.on_closed = lambda _: None if spec().lasting else self.over.set()
 
     def receive(self, connection: Connection, message: Any) -> None:
         match message:
             case Hello():
-                connection.send(Greeting(version=VERSION, epoch=1, pid=os.getpid(), log_dir=spec().log_dir))
+                connection.send(
+                    Greeting(version=VERSION, epoch=1, pid=os.getpid(), log_dir=spec().log_dir, lasting=spec().lasting)
+                )
             case Submit():
                 self.submit(connection, message)
             case RowsIn():
@@ -116,7 +137,28 @@ class FakeManager:
                 if message.job in self.jobs and self.jobs[message.job].request.context.name != "hang":
                     self.end(connection, message.job, "completed")
             case Cancel():
-                self.end(connection, message.job, "cancelled")
+                found = self.find(connection, message.ticket, message.job)
+                if found is not None:
+                    self.end(connection, found.name, "cancelled")
+                    connection.send(Done(ticket=message.ticket, text=f"{found.name} ends, drain={message.drain}"))
+            case Attach():
+                if (found := self.find(connection, message.ticket, message.job)) is not None:
+                    found.clients.add(connection)
+                    connection.send(Accepted(ticket=message.ticket, job=found.name, request=found.request))
+            case Ask(what="jobs"):
+                views = [*self.ended, *(job.view("running") for job in self.jobs.values())]
+                connection.send(JobsAnswer(ticket=message.ticket, jobs=views))
+            case Ask():
+                contexts = [context_view(name, pinned) for name, pinned in self.pinned.items()]
+                connection.send(ContextsAnswer(ticket=message.ticket, contexts=contexts))
+            case Pin():
+                self.pinned[message.context.name] = message.on
+                connection.send(Done(ticket=message.ticket, text=f"{message.context.name}: {message.on}"))
+            case Evict():
+                known = self.pinned.pop(message.context, None) is not None
+                text = f"{message.context}, disk={message.disk}" if known else f"no context {message.context}"
+                answer = Done(ticket=message.ticket, text=text) if known else None
+                connection.send(answer or Refused(ticket=message.ticket, kind="config", message=text))
             case Shutdown():
                 connection.close()
                 self.over.set()
@@ -128,11 +170,23 @@ class FakeManager:
             return
         if request.context.name == "slow":
             return
-        name = f"job-{message.ticket}"
-        self.jobs[name] = FakeJob(name, request)
+        running = next((job for job in self.jobs.values() if job.output and job.request == request), None)
+        if running is not None:
+            running.clients.add(connection)
+            connection.send(Accepted(ticket=message.ticket, job=running.name, joined=True, request=request))
+            return
+        self.made += 1
+        name = f"job-{self.made}"
+        self.jobs[name] = FakeJob(name, request, connection, detached=message.detached)
         connection.send(Accepted(ticket=message.ticket, job=name, request=request))
         if isinstance(request.input, PathInput) and request.context.name != "hang":
             self.run_paths(connection, name, request)
+
+    def find(self, connection: Connection, ticket: int, named: str) -> FakeJob | None:
+        found = next((job for job in self.jobs.values() if named in {job.name, job.output}), None)
+        if found is None and ticket:
+            connection.send(Refused(ticket=ticket, kind="config", message=f"there is no job {named}"))
+        return found
 
     def run_paths(self, connection: Connection, name: str, request: JobRequest) -> None:
         assert isinstance(request.input, PathInput)
@@ -164,7 +218,16 @@ class FakeManager:
             if outcome == "failed":
                 connection.send(Notice(level="error", text="the context can't be loaded"))
             view = job.view(outcome)
-            connection.send(JobEnded(job=name, outcome=outcome, view=view, totals=Totals(), message="told so"))
+            self.ended.append(view)
+            ended = JobEnded(job=name, outcome=outcome, view=view, totals=Totals(), message="told so")
+            for client in job.clients:
+                client.send(ended)
+
+
+def context_view(name: str, pinned: bool) -> ContextView:
+    return ContextView(
+        variant=name, context=name, name=name, runtime="echo", pinned=pinned, jobs=0, used=1, idle_s=0.0, residences=[]
+    )
 
 
 def spec() -> PoolSpec:
@@ -181,7 +244,8 @@ async def main() -> None:
         if os.environ.get("FAKE_MANAGER_CRASHES"):
             raise RuntimeError("a crash before the socket")
         manager = FakeManager()
-        server = await listen(str(folder / "client.sock"), ClientMessage, manager.accept)
+        remove_sockets(folder, spec())
+        server = await listen(socket_path(folder, spec(), "client.sock"), ClientMessage, manager.accept)
         os.write(ready, b"ready\n")
         await manager.over.wait()
         server.close()

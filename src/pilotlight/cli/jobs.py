@@ -38,7 +38,8 @@ def jobs(
     if not ordered:
         print(f"pool {pool} has no jobs")
         return 0
-    print_table(["job", "state", "rows", "errors", "speed", "context", "output"], [_line(view) for view in ordered])
+    titles = ["job", "state", "rows", "errors", "speed", "ended", "context", "output"]
+    print_table(titles, [_line(view) for view in ordered])
     return 0
 
 
@@ -46,11 +47,10 @@ def _line(view: JobView) -> list[str]:
     rows = f"{view.rows_done:,}" + ("" if view.rows_total is None else f" of {view.rows_total:,}")
     fresh = view.rows_done - view.rows_resumed
     speed = f"{number(fresh / view.running_s)}/s" if view.running_s > 0 and fresh > 0 else ""
-    if is_running(view):
-        state = view.state + (", detached" if view.detached else "")
-    else:
-        state, speed = view.state, f"ended {_ago(view)}"
-    return [view.job, state, rows, f"{view.rows_error:,}", speed, view.context, view.output or "(rows of a process)"]
+    state = view.state + (", detached" if view.detached and is_running(view) else "")
+    ended = "" if is_running(view) else _ago(view)
+    output = view.output or "(rows of a process)"
+    return [view.job, state, rows, f"{view.rows_error:,}", speed, ended, view.context, output]
 
 
 def _ago(view: JobView) -> str:

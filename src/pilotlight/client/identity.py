@@ -64,7 +64,7 @@ class _Reader:
             return _hash(kind.__name__, map(self.read, value))
         if kind in {set, frozenset}:
             return _hash(kind.__name__, sorted(map(self.read, value)))
-        if kind is dict:
+        if kind in {dict, types.MappingProxyType}:
             return _hash("dict", sorted(self.read(key) + self.read(item) for key, item in value.items()))
         if isinstance(value, types.ModuleType):
             return self._module(value)

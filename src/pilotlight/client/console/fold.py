@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pilotlight.messages import JobEnded, Notice, Snapshot
 from pilotlight.views import JobView, ReplicaView, Totals, WorkerView
 
+_SUMS = ("load_s", "busy_s", "rows_lost", "workers_lost", "replicas_lost")
 RATE_S = 10.0
 """The rate shown is that of the last ten seconds."""
 
@@ -23,6 +24,8 @@ class Fold:
     view: JobView | None = None
     workers: list[WorkerView] = field(default_factory=list[WorkerView])
     totals: Totals = field(default_factory=Totals)
+    before: Totals | None = None
+    """What the pool had done when we came; None until it has told."""
     notices: deque[Notice] = field(default_factory=deque[Notice])
     _seen: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
 
@@ -35,6 +38,7 @@ class Fold:
                 self.view, self.totals = message.view, message.totals
             case Snapshot():
                 self.workers, self.totals = message.workers, message.totals
+                self.before = self.before or message.totals
                 views = [view for view in message.jobs if self.job in {"", view.job}]
                 if views:
                     self.view = views[0]
@@ -45,9 +49,16 @@ class Fold:
                         self._seen.popleft()
 
     def forget(self) -> None:
-        """The manager is another one: its workers and rates are not known yet."""
-        self.workers = []
+        """The manager is another one: its workers and rates are not known yet, and its sums begin at 0."""
+        self.workers, self.before = [], Totals()
         self._seen.clear()
+
+    def since(self, totals: Totals) -> Totals:
+        """What of a pool's sums was done since we came."""
+        before = self.before or Totals()
+        sums = {name: getattr(totals, name) - getattr(before, name) for name in _SUMS}
+        loads = {name: count - before.loads.get(name, 0) for name, count in totals.loads.items()}
+        return Totals(loads={name: count for name, count in loads.items() if count > 0}, **sums)
 
     def take_notices(self) -> list[Notice]:
         """The notices since the last call."""

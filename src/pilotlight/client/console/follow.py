@@ -20,13 +20,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
+
 from pilotlight.client.console.display import Display, choose
 from pilotlight.client.console.fold import Fold
 from pilotlight.client.console.summary import render, summarise
 from pilotlight.client.jobs import Job
 from pilotlight.client.launch import END_S_MAX
 from pilotlight.client.pool import Pool
-from pilotlight.core.errors import ConfigError, JobCancelled, JobFailed, LinkClosed, OutputError, PilotlightError
+from pilotlight.core.errors import JobCancelled, JobFailed, LinkClosed, OutputError, PilotlightError
 from pilotlight.io.report import report_path
 from pilotlight.messages import Accepted, JobEnded, Notice, Snapshot
 from pilotlight.poolfile import DEFAULT_NAME
@@ -134,6 +136,8 @@ class Follower:
             finally:
                 log_dir, trouble = self.pool.log_dir, self.pool.troubled - self.planned()
                 self.pool.close(grace_s=AT_ONCE_S if interrupts.at_once else END_S_MAX)
+        if self.pool.name:
+            ended = msgspec.structs.replace(ended, totals=self.fold.since(ended.totals))
         mine = not self.pool.name or ended.outcome in {"failed", "suspended"}
         return _ending(
             ended, interrupts, self.output, f"logs of what went wrong: {log_dir}" if trouble and mine else ""
@@ -167,7 +171,7 @@ class Follower:
                     text = f"pool {self.pool.name} was taken down; what was written stays, and the same command goes on"
                     raise JobCancelled(f"{text} ({self.output})")
                 self.pool.reconnect()
-            except (JobCancelled, ConfigError):
+            except JobCancelled:
                 raise
             except PilotlightError:
                 if attempt == REVIVALS_MAX:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pilotlight.views import ContextView
+
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
 
 
 def print_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
@@ -21,14 +24,15 @@ def print_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for title in titles:
-        table.add_column(title, overflow="fold", justify="right" if title in {"rows", "errors", "memory"} else "left")
+        justify: JustifyMethod = "right" if title in {"rows", "errors", "memory", "devices", "disk"} else "left"
+        table.add_column(title, overflow="fold", justify=justify, no_wrap=title not in {"output", "took"})
     for line in lines:
         table.add_row(*(Text(cell) for cell in line))
     if sys.stdout.isatty():
         Console(highlight=False).print(table)
         return
-    width = max(sum(map(len, line)) + 4 * len(line) for line in [titles, *lines])
-    console = Console(highlight=False, width=width, file=io.StringIO())
+    width = max(sum(map(len, cells)) for cells in zip(*[titles, *lines], strict=True)) * len(titles)
+    console = Console(highlight=False, width=width + 4 * len(titles), file=io.StringIO())
     with console.capture() as captured:
         console.print(table)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))  # noqa: T201 - as below

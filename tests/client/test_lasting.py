@@ -1,0 +1,196 @@
+"""A pool that stays, from Python: found by name, shared by processes, left up by who leaves it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pilotlight as pl
+from pilotlight.client import folders, lasting, launch
+from pilotlight.client.lasting import Wishes
+from pilotlight.client.pool import Pool
+from pilotlight.core.errors import LinkClosed
+from pilotlight.poolfile import SOCKET_PATH_BYTES_MAX, is_up, pool_folder, read_spec, write_spec
+from pilotlight.wire import Operation, PoolSpec, WorkerShape
+
+from .conftest import COMMAND
+
+MODEL = pl.LLM("some/model")
+SHORT_S = 30.0
+
+
+@contextlib.contextmanager
+def _up(name: str = "default") -> Iterator[int]:
+    """A fake manager of a lasting pool; its process id."""
+    folder = pool_folder(name)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log_dir = folder / "logs"
+    log_dir.mkdir(exist_ok=True)
+    spec = PoolSpec(
+        workers=1, name=name, lasting=True, log_dir=str(log_dir), socket_dir=folders.socket_folder(folder), python="x"
+    )
+    write_spec(folder, spec)
+    process = launch.start_manager(folder, spec, command=COMMAND)
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def lasting_pool() -> Iterator[int]:
+    with _up() as pid:
+        yield pid
+
+
+def test_a_pool_that_is_not_up_is_said_with_what_to_type() -> None:
+    with pytest.raises(pl.ConfigError, match=r"pool default is not up; start it first: pilotlight up$"):
+        Pool.connect()
+    with pytest.raises(pl.ConfigError, match="pilotlight up --pool other"):
+        Pool.connect("other")
+    with pytest.raises(pl.ConfigError, match="can't name a pool"):
+        Pool.connect("../other")
+
+
+def test_leaving_leaves_it_up(lasting_pool: int) -> None:
+    for _ in range(2):
+        with Pool.connect() as pool:
+            assert pool.name == "default"
+            assert [result.text for result in pool.generate(MODEL, ["a", "b"])] == ["a!", "b!"]
+    assert is_up(pool_folder())
+    assert len(pool_jobs()) == 2
+
+
+def pool_jobs() -> list[pl.JobView]:
+    with Pool.connect() as pool:
+        return pool.jobs()
+
+
+def test_a_detached_job_is_found_by_another_and_ended(lasting_pool: int, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "x"}\n')
+    hang = pl.LLM("hang")
+    with Pool.connect() as pool:
+        job = pool.run_files(hang, Operation(kind="generate"), [source], output, detach=True, weight=2.5)
+        with pytest.raises(TimeoutError):
+            job.wait(0.1)
+        (view,) = pool.jobs()
+        assert (view.job, view.detached, view.weight, view.output) == (job.id, True, 2.5, str(output))
+    with pytest.raises(pl.JobCancelled, match="closed"):
+        job.wait()
+    with Pool.connect() as pool:
+        attached = pool.attach(str(output))
+        assert "drain=False" in pool.cancel(job.id, drain=False)
+        with pytest.raises(pl.JobCancelled):
+            attached.wait(SHORT_S)
+        assert attached.ended is not None
+        with pytest.raises(pl.ConfigError, match="no job nothing"):
+            pool.attach("nothing").wait(SHORT_S)
+        with pytest.raises(pl.ConfigError, match="no job nothing"):
+            pool.cancel("nothing")
+
+
+def test_equal_calls_share_a_job_and_both_hear_its_end(lasting_pool: int, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "x"}\n')
+    with Pool.connect() as pool:
+        first, second = (
+            pool.run_files(pl.LLM("hang"), Operation(kind="generate"), [source], tmp_path / "out.jsonl")
+            for _ in range(2)
+        )
+        with pytest.raises(TimeoutError):
+            second.wait(0.1)
+        assert first.id == second.id
+        first.cancel()
+        for job in (first, second):
+            with pytest.raises(pl.JobCancelled):
+                job.wait(SHORT_S)
+
+
+def test_contexts_are_pinned_and_let_go(lasting_pool: int) -> None:
+    with Pool.connect() as pool:
+        assert pool.contexts() == []
+        assert pool.pin(MODEL) == "some/model: True"
+        assert [(view.name, view.pinned) for view in pool.contexts()] == [("some/model", True)]
+        assert pool.unpin(MODEL) == "some/model: False"
+        assert pool.evict(MODEL, disk=True) == "some/model, disk=True"
+        with pytest.raises(pl.ConfigError, match="no context some/model"):
+            pool.evict("some/model")
+
+
+def test_a_lost_manager_ends_what_waits_for_it_and_the_next_one_is_found(lasting_pool: int) -> None:
+    pool = Pool.connect()
+    pool.start()
+    job = pool.generate(pl.LLM("hang"), ["x"])
+    os.kill(lasting_pool, signal.SIGKILL)
+    with pytest.raises(LinkClosed, match="manager is gone"):
+        list(job)
+    assert pool.lost
+    with pytest.raises(LinkClosed):
+        pool.jobs()
+    with _up():
+        pool.reconnect()
+        assert not pool.lost
+        assert [result.text for result in pool.generate(MODEL, ["a"])] == ["a!"]
+    pool.close()
+
+
+@pytest.mark.parametrize("how", [{"weight": 0}, {"weight": float("nan")}, {"request_timeout_s": -1.0}])
+def test_shares_and_patience_are_checked(how: dict[str, Any]) -> None:
+    with Pool(1, manager_command=COMMAND) as pool, pytest.raises(pl.ConfigError, match="must be above 0"):
+        pool.generate(MODEL, ["x"], **how)
+
+
+def test_only_a_pool_that_stays_can_be_left_a_job(tmp_path: Path) -> None:
+    with Pool(1, manager_command=COMMAND) as pool, pytest.raises(pl.ConfigError, match="can be detached"):
+        pool.run_files(MODEL, Operation(kind="generate"), [tmp_path / "in"], tmp_path / "out", detach=True)
+
+
+def test_workers_of_ones_own_can_be_slower_or_smaller() -> None:
+    shapes = [WorkerShape(speed=0.5), pl.WorkerShape(memory_bytes=10**9)]
+    with Pool(worker_shapes=shapes, manager_command=COMMAND) as pool:
+        assert pool._own is not None
+        spec = read_spec(pool._own.folder)
+    assert (spec.workers, spec.shapes) == (2, shapes)
+    with pytest.raises(pl.ConfigError, match="2 workers are described and only 1 wanted"):
+        Pool(1, worker_shapes=shapes)
+
+
+def test_wishes_are_compared_with_what_there_is() -> None:
+    spec = PoolSpec(workers=2, log_dir="x", shapes=[WorkerShape(speed=0.5)])
+    assert Wishes().differences(spec) == []
+    assert Wishes(workers=2, shapes=(WorkerShape(speed=0.5),), keep_alive_s=600.0).differences(spec) == []
+    assert Wishes(workers=3, keep_alive_s=-1.0).differences(spec) == ["--workers", "--keep-alive"]
+    assert Wishes(keep_alive_s=-1.0, cache_bytes=5).over(spec).keep_alive_s == -1.0
+
+
+def test_sockets_of_a_pool_in_a_deep_folder_are_elsewhere(private_folders: Path, tmp_path: Path) -> None:
+    assert folders.socket_folder(Path("/short")) == ""
+    deep = tmp_path / ("x" * SOCKET_PATH_BYTES_MAX)
+    folder = Path(folders.socket_folder(deep))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert folders.socket_folder(deep) == str(folder)
+    folder.chmod(0o755)
+    with pytest.raises(pl.ConfigError, match="not a private folder"):
+        folders.socket_folder(deep)
+    folder.rmdir()
+
+
+def test_no_home_is_made_for_who_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    monkeypatch.delenv("PILOTLIGHT_STATE_DIR")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    with pytest.raises(pl.ConfigError, match=r"does not exist.*set PILOTLIGHT_STATE_DIR"):
+        lasting.bring_up("default", Wishes())
+    monkeypatch.delenv("PILOTLIGHT_LOG_DIR")
+    with pytest.raises(pl.ConfigError, match="set PILOTLIGHT_LOG_DIR"):
+        Pool(1, manager_command=COMMAND).start()
+    assert not (tmp_path / "nobody").exists()
