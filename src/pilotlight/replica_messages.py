@@ -96,7 +96,7 @@ class Working(Message, frozen=True, kw_only=True):
 
 
 class Failed(Message, frozen=True, kw_only=True):
-    """From a replica: it can't load; it exits by itself."""
+    """From a replica: it can't load, or can't go on with the rows it has (`out_of_memory`); it exits by itself."""
 
     kind: str
     reason: str

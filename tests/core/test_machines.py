@@ -479,3 +479,15 @@ def test_a_pinned_context_is_live_without_a_job_and_evicted_when_asked() -> None
     assert world.workers[name].replicas
     world.evict("v")
     run_quietly(world, lambda: not world.workers[name].replicas)
+
+
+def test_a_row_that_runs_out_of_memory_alone_runs_on_a_larger_device() -> None:
+    world = World(Options(workers_expected=2))
+    small = world.add_worker("small", 12)
+    world.add_worker("large", 20)
+    job = world.submit(12)
+    world.outgrows = {7: 12}
+    world.settle()
+    world.check_outputs()
+    assert world.jobs[job].output[7] == "result"
+    assert len([note for note in world.notes if note.startswith(f"{small}'s replica") and "memory" in note]) <= 3

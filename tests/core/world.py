@@ -83,6 +83,8 @@ class World:
         self.sleepers: set[str] = set()
         """Variants whose replicas can sleep."""
         self.request_timeout_s = 5.0
+        self.outgrows: dict[int, int] = {}
+        """Rows that run out of memory on devices of at most so many bytes."""
         self.devices = devices
         self.notes: list[str] = []
         self._made = 0
@@ -246,6 +248,10 @@ class World:
             self.kill_replica(name, replica_id)
             return
         if index in self.jobs[job_id].hangs:
+            return
+        if worker.agent.slots[replica.device_id].device.memory_bytes <= self.outgrows.get(index, 0):
+            self.to_agent(name, ev.ReplicaFailed(replica_id, "out_of_memory", "out of memory"))
+            self.kill_replica(name, replica_id)
             return
         replica.rows.pop(0)
         spans = ((index, index + 1),)

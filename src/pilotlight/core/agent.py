@@ -265,8 +265,9 @@ class Agent:
             slot.deaths += 1
             delay_s = 0.0 if slot.deaths <= 1 else min(RESTART_S_MAX, 0.1 * 2.0**slot.deaths)
             slot.restart_at_s = self._now + delay_s
-            reason = replica.killed_because or event.reason
-            kind = "timed_out" if replica.hung else "killed_replica"
+            kind, reason = replica.refusal or ("killed_replica", event.reason)
+            if replica.killed_because:
+                kind, reason = "timed_out" if replica.hung else "killed_replica", replica.killed_because
             died = SendDied(replica.device_id, variant_id, replica.replica_id, held, replica.started, reason, kind)
             self._out.append(died)
         self._settle()

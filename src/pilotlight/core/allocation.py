@@ -194,7 +194,8 @@ class Allocation:
         """Lease a group of suspects, of a job that has nothing else to hand out, to run with nothing beside them.
 
         One at a time; the worker runs it when its replica has finished what it was leased before. A row alone runs on
-        another device than the one it died on last, of this worker or another, where there is one.
+        another device than the one it died on last, of this worker or another, where there is one; one that ran out of
+        memory on a larger one.
         """
         suspicious = [job for job in jobs if job.suspects and not job.pending]
         if not suspicious or any(self._state.leases[lease_id].isolated for lease_id in worker.leases):
@@ -206,10 +207,23 @@ class Allocation:
                 avoid = died_on[-1][1] if died_on and died_on[-1][0] == worker.worker_id else ""
                 if avoid and not self._others_serve(worker, avoid, job) and self._other_can(worker, job):
                     continue
+                if len(rows) == 1 and self._larger_elsewhere(worker, job, next(rows.indices())):
+                    continue
                 del job.suspects[at]
                 lease = self._state.open_lease(job, worker, rows.spans(), self._now, isolated=True)
                 self._grant(worker, lease, "its replica died with these rows: they run with nothing beside them", avoid)
                 return
+
+    def _larger_elsewhere(self, worker: Worker, job: Job, index: int) -> bool:
+        """Whether a row ran out of memory alone on a device as large as this worker's, and another has a larger one."""
+        outgrown = job.outgrown_bytes.get(index)
+        if outgrown is None or self._largest_bytes(worker, job) > outgrown:
+            return False
+        return any(self._largest_bytes(other, job) > outgrown for other in self._state.live_workers())
+
+    def _largest_bytes(self, worker: Worker, job: Job) -> int:
+        serving = (b for b in worker.devices.values() if serves(b, job.variant_id, self._now))
+        return max((b.device.memory_bytes for b in serving), default=0)
 
     def _others_serve(self, worker: Worker, device_id: DeviceId, job: Job) -> bool:
         """Whether a job's rows could run on another device of a worker."""

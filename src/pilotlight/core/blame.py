@@ -17,6 +17,9 @@ PATIENCE_S = 30.0
 """How long after the last worker came another one, which may be larger, is waited for before jobs are given up."""
 
 
+OUT_OF_MEMORY = "out_of_memory"
+
+
 class Blame:
     """Shares `state` with the scheduler that owns it; `begin` opens each of its steps."""
 
@@ -80,9 +83,11 @@ class Blame:
             job.suspects.extend(retry.halves(rows))
             return
         job.suspects.insert(0, rows)  # behind all others, whose results may speak for the device
+        index = next(rows.indices())
+        if event.kind == OUT_OF_MEMORY:
+            job.outgrown_bytes[index] = max(job.outgrown_bytes.get(index, 0), belief.device.memory_bytes)
         if not charge:
             return
-        index = next(rows.indices())
         job.attempts[index] = job.attempts.get(index, 0) + 1
         belief.charges.append((job.job_id, index))
         self._out.append(RecordAttempts(job.job_id, ((index, job.attempts[index]),)))

@@ -334,7 +334,7 @@ class CopyGone:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFailed:
-    """A replica of ours said that it can't load; it exits by itself."""
+    """A replica of ours said that it can't load, or can't go on with the rows it has; it exits by itself."""
 
     replica_id: ReplicaId
     kind: str

@@ -180,6 +180,8 @@ class Job:
         default_factory=dict[int, list[tuple[WorkerId, DeviceId]]]
     )
     """Where suspect rows were when replicas died, the last place last."""
+    outgrown_bytes: dict[int, int] = field(default_factory=dict[int, int])
+    """Rows that ran out of memory alone, and the memory of the device where they did."""
     leases: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
     virtual_time: float = 0.0
     """Rows granted per unit of weight: the fair share's clock."""

@@ -128,6 +128,7 @@ class State:
         assert added == count, f"{job.job_id}: rows were written twice: {spans}"
         for index in [index for index in job.died_on if index in job.done]:
             del job.died_on[index]
+            job.outgrown_bytes.pop(index, None)
             job.attempts.pop(index, None)
         of_job = lease if lease is not None and lease.job_id == job.job_id else None
         if of_job is not None and self.shrink(of_job, spans) == count and not job.hedged:

@@ -156,7 +156,11 @@ class Replica:
     def _step(self) -> float:
         """Let the model work for a moment; returns how long that took, the wait of a slow device included."""
         began = self._clock()
-        outcomes = self._model.step()
+        try:
+            outcomes = self._model.step()
+        except MemoryError as error:
+            self._pipe.send(Failed(kind="out_of_memory", reason=str(error) or "it ran out of memory"))
+            raise
         busy_s = slowed(self._pipe, self._clock() - began, self._speed, self._clock)
         for outcome in outcomes:
             self._finish(outcome)
