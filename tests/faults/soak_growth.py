@@ -22,7 +22,7 @@ class Picture:
     descriptors: dict[str, int]
     threads: dict[str, int]
     processes: dict[str, int]
-    files: dict[str, int]
+    files: dict[str, list[str]]
 
     def grown_since(self, before: Picture, logs_more: int) -> list[str]:
         """What is more than it may be. logs_more: how many processes were started between, each with its log."""
@@ -41,15 +41,16 @@ class Picture:
                 for role, count in now.items()
                 if role in then and count > then[role] + slack
             ]
-        for place, count in self.files.items():
-            slack = 10 + (logs_more if place == "logs" else 0)
-            if count > before.files.get(place, 0) + slack:
-                found.append(f"the files in {place}: {before.files.get(place, 0)} to {count}")
+        for place, paths in self.files.items():
+            more = sorted(set(paths) - set(before.files[place]))
+            gone = len(set(before.files[place]) - set(paths))
+            if len(more) - gone > 10 + (logs_more if place == "logs" else 0):
+                found.append(f"the files in {place} by {len(more) - gone}: {', '.join(more[:20])}")
         return found
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{role} {size >> 20} MiB" for role, size in sorted(self.rss_bytes.items()))
-        counts = sum(self.processes.values()), sum(self.descriptors.values()), sum(self.files.values())
+        counts = sum(self.processes.values()), sum(self.descriptors.values()), sum(map(len, self.files.values()))
         return f"{sizes}; {counts[0]} processes, {counts[1]} descriptors (largest of each), {counts[2]} files"
 
 
@@ -77,12 +78,12 @@ def _own_bytes(process: psutil.Process) -> int:
     return memory.rss - memory.shared
 
 
-def _files(folder: Path) -> dict[str, int]:
-    counts = {"tmp": 0, "logs": 0, "home": 0}
+def _files(folder: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {"tmp": [], "logs": [], "home": []}
     for path in folder.rglob("*"):
-        parts = path.relative_to(folder).parts
-        if parts[0] == "tmp":
-            counts["tmp"] += 1
-        elif parts[0] == "home":
-            counts["logs" if path.suffix in {".log", ".jsonl", ".gz"} else "home"] += 1
-    return counts
+        place, *rest = path.relative_to(folder).parts
+        if place == "home" and path.suffix in {".log", ".jsonl", ".gz"}:
+            place = "logs"
+        if place in found:
+            found[place].append("/".join(rest))
+    return found
