@@ -288,3 +288,42 @@ def test_named_pools_stand_side_by_side(shell: Shell) -> None:
     assert "on pool" not in err
     assert (shell.pool("other") / "pool.json").stat().st_mode & 0o777 == 0o600
     assert shell.pool("other").stat().st_mode & 0o777 == 0o700
+
+
+SCRIPT = """
+import os
+import pilotlight as pl
+
+WORDS = {"one", "two", "three"}
+
+@pl.context
+def load(path, tags):
+    return os.getpid(), sorted(WORDS), path
+
+def answer(state, row):
+    return [*state, row]
+
+with pl.Pool.connect() as pool:
+    context = load("/data", {"a", "b", "c"})
+    results = list(pool.map(answer, ["row"], context=context))
+    print(*[context.id, *results[0].value])
+"""
+
+
+def test_two_processes_share_a_live_python_context(shell: Shell) -> None:
+    shell.run("up --workers 1")
+    (shell.folder / "script.py").write_text(SCRIPT)
+    said = [
+        subprocess.run(
+            [sys.executable, "script.py"],
+            cwd=shell.folder,
+            env=shell.environment | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1]  # the same id, and the same process of a replica
+    (context,) = map(json.loads, shell.run("contexts --json")[0].splitlines())
+    assert (context["name"], context["used"], len(context["residences"])) == ("load", 2, 1)

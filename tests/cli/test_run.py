@@ -75,6 +75,8 @@ def test_limit_quiet_and_several_inputs(folder: Path) -> None:
 def test_a_dry_run_tells_what_would_become_of_an_output(folder: Path) -> None:
     _write(folder / "in.jsonl", [{"prompt": "a"}] * 5)
     line = "run in.jsonl -o out.jsonl --runtime echo"
+    assert _command(folder, "run in.jsonl --runtime echo --dry-run").stdout.count("--- row") == 3
+    assert "--output is needed" in _command(folder, "run in.jsonl --runtime echo").stderr
     told = _command(folder, f"{line} --dry-run --limit 2")
     assert told.returncode == 0, told.stderr
     assert told.stdout.count("--- row") == 2
@@ -97,6 +99,10 @@ def test_error_rows_end_with_3_and_are_done_again_on_demand(folder: Path) -> Non
     again = _command(folder, "run in.jsonl -o out.jsonl --runtime echo --retry-errors=echo_error")
     assert again.returncode == 3, again.stderr
     assert len(_results(folder / "out.jsonl")) == 3
+    refused = _command(folder, "run in.jsonl -o out.jsonl --runtime echo --retry-errors=nonsense")
+    assert refused.returncode == 2
+    assert "no error rows of kind nonsense to do again; it has" in refused.stderr
+    assert "1 bad_row" in refused.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

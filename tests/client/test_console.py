@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from pilotlight.client.console.fold import Fold, duration, number
 from pilotlight.client.console.summary import render, summarise
 from pilotlight.messages import JobEnded, Notice, Snapshot
@@ -93,3 +97,37 @@ def test_the_summary_says_what_people_ask() -> None:
 def test_figures_for_people() -> None:
     assert [number(value) for value in (0.123, 9.94, 1234.5)] == ["0.1", "9.9", "1,234"]
     assert [duration(value) for value in (1.25, 59.0, 61, 7260)] == ["1.2 s", "59 s", "1 min 01 s", "2 h 01 min"]
+
+
+def _running(rows: int, **totals: Any) -> Snapshot:
+    view = JobView(
+        job="j", name="", state="running", rows_read=1000, rows_done=rows, rows_error=0, rows_leased=0, rows_total=1000
+    )
+    return Snapshot(jobs=[view], workers=[], totals=Totals(**totals))
+
+
+def test_loading_says_nothing_of_the_rate() -> None:
+    fold = Fold()
+    for second in range(60):
+        fold.take(_running(0), second)
+    assert fold.eta_s is None
+    fold.take(_running(100), 60.0)
+    assert fold.rows_per_s == pytest.approx(100)
+    assert fold.eta_s == pytest.approx(9)
+
+
+def test_sums_of_a_pool_that_stays_begin_when_we_come() -> None:
+    fold = Fold()
+    fold.take(_running(0, loads={"a": 2}, load_s=9.0, rows_lost=3), 0.0)
+    fold.take(_running(9, loads={"a": 2, "b": 1}, load_s=10.0, rows_lost=3), 1.0)
+    assert fold.since(fold.totals) == Totals(loads={"b": 1}, load_s=1.0)
+    fold.forget()
+    fold.take(_running(9, loads={"b": 1}), 2.0)
+    assert fold.since(fold.totals) == Totals(loads={"b": 1})
+
+
+def test_an_unfinished_output_is_not_called_one() -> None:
+    view = _running(5).jobs[0]
+    told = dict(summarise(JobEnded(job="j", outcome="cancelled", view=view, totals=Totals()), output="out.jsonl"))
+    assert "output" not in told
+    assert "out.jsonl.pilotlight" in told["unfinished"]

@@ -110,3 +110,30 @@ def test_no_rows_follow_a_cancel() -> None:
         action()
     assert [type(message) for message in sent] == [Cancel]
     assert not any(isinstance(message, RowsIn) for message in sent)
+
+
+def _leased(rows: int) -> Fold:
+    view = JobView(job="j", name="", state="draining", rows_read=9, rows_done=5, rows_error=0, rows_leased=rows)
+    return Fold(view=view)
+
+
+def test_a_drain_says_what_it_waits_for() -> None:
+    drain = following.Drain(began_s=100.0)
+    said = [drain.hint(_leased(rows), 100.0 + second) for second, rows in enumerate([7] * 11 + [1] * 5)]
+    assert [bool(text) for text in said] == [second in {5, 10, 15} for second in range(16)]
+    assert "waiting for 7 rows" in said[5]
+    assert "waiting for 1 row that" in said[15]
+
+
+@pytest.mark.parametrize(("rows", "said"), [(1, "1 row is an error row"), (1200, "1,200 rows are error rows")])
+def test_error_rows_are_counted_in_words(rows: int, said: str) -> None:
+    view = JobView(job="j", name="", state="completed", rows_read=9, rows_done=9, rows_error=rows, rows_leased=0)
+    ended = JobEnded(job="j", outcome="completed", view=view, totals=Totals())
+    (note,) = following._ending(ended, following.Interrupts(), Path("out.jsonl"), "").notes
+    assert note.startswith(said)
+
+
+def test_a_job_that_others_ended_says_so() -> None:
+    notes = following._ending(_ended("cancelled"), following.Interrupts(), Path("out.jsonl"), "").notes
+    assert "cancelled by another command, or its pool was taken down" in notes[0]
+    assert "the same command goes on" in notes[1]
