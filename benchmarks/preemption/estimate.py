@@ -7,6 +7,7 @@ other ways get, and counts what a real run would.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -67,8 +68,7 @@ def replay(way: str, rows: int, size: int, speeds: Sequence[float], kills: Seque
         slots.append(_Slot(number, speed, due, costs.first_s, Presence(number, 0.0)))
         record.present.append(slots[-1].life)
     waiting = deque(min(size, rows - start) for start in range(0, rows, size))
-    done = 0
-    end_s = 0.0
+    ends: list[tuple[float, int]] = []
     while waiting:
         slot = min(slots, key=lambda slot: slot.free_s)
         if slot.free_s > HORIZON_S:
@@ -79,11 +79,9 @@ def replay(way: str, rows: int, size: int, speeds: Sequence[float], kills: Seque
         kill_s = slot.kills[0] if slot.kills else float("inf")
         if until_s <= kill_s:
             slot.free_s = slot.life.until_s = until_s
-            done += count
-            end_s = max(end_s, until_s)
             record.loads += 1
             record.load_s += costs.batch_s
-            record.done.append((until_s, done))
+            ends.append((until_s, count))
             continue
         waiting.appendleft(count)
         into_s = kill_s - begin_s - costs.batch_s
@@ -97,6 +95,7 @@ def replay(way: str, rows: int, size: int, speeds: Sequence[float], kills: Seque
         slot.life = Presence(slot.number, kill_s)
         record.present.append(slot.life)
         slot.free_s = kill_s + costs.first_s
-    record.end(end_s)
-    record.done.sort()
+    ends.sort()
+    record.done = list(zip((end_s for end_s, _ in ends), itertools.accumulate(count for _, count in ends), strict=True))
+    record.end(ends[-1][0])
     return record
