@@ -105,10 +105,12 @@ class Playground:
             line = " ".join(process.info["cmdline"] or [])
             parent = processes.get(process.info["ppid"])
             parent_line = " ".join(parent.info["cmdline"] or []) if parent else ""
-            if "pilotlight.worker.server" in line:
+            if "pilotlight.worker.guardian" in line:
+                role = "guardian"
+            elif "pilotlight.worker.server" in line:
                 role = "replica" if "pilotlight.worker.server" in parent_line else "server"
             elif "pilotlight.worker" in line:
-                role = "guardian" if "pilotlight.worker" in parent_line else "worker"
+                role = "worker"
             elif "pilotlight.manager" in line:
                 role = "manager"
             else:

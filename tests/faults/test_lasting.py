@@ -226,7 +226,7 @@ def test_workers_that_ended_with_the_manager_are_replaced_under_new_names(ground
         with pool.client() as client:
             client.send(Attach(ticket=1, job=job))
             names = {w.worker for w in client.seen(lambda seen: len(seen.workers) == 2).workers}
-            assert names == {"worker-2.1", "worker-2.2"}
+            assert names == {"worker-2-1", "worker-2-2"}
             assert client.end_of(job).outcome == "completed"
         assert_exact(source, out)
 

@@ -75,7 +75,7 @@ def test_names_are_used_once_in_a_pools_life(clock: Clock) -> None:
     assert list(provider.names.values()) == ["worker-1", "worker-2", "worker-3"]
     later = Keeper(provider, 1, quiet, epoch=3)
     later.look()
-    assert provider.names["p-worker-3.1"] == "worker-3.1"
+    assert provider.names["p-worker-3-1"] == "worker-3-1"
 
 
 def test_what_runs_is_kept_before_and_after_each_submission(clock: Clock) -> None:
@@ -96,12 +96,12 @@ def test_adopted_pilots_count(clock: Clock) -> None:
     keeper = Keeper(provider, 3, quiet, epoch=2)
     assert keeper.adopt({"worker-1": "a", "worker-2": "b", "worker-3": "gone"}) == ["worker-1", "worker-2"]
     keeper.look()
-    assert list(provider.names.values()) == ["worker-2.1"]
+    assert list(provider.names.values()) == ["worker-2-1"]
     clock.now += 60
     keeper.joined("worker-1")
     provider.ended = {"a": "its process is gone"}
     assert keeper.look() == {"worker-1": "its process is gone"}
-    assert list(provider.names.values()) == ["worker-2.1", "worker-2.2"]
+    assert list(provider.names.values()) == ["worker-2-1", "worker-2-2"]
 
 
 def test_pilots_that_are_too_many_are_ended(clock: Clock) -> None:
@@ -142,7 +142,7 @@ def test_a_worker_of_no_known_pilot_counts_while_it_is_here_and_a_while_longer(c
     keeper.left("worker-7")
     clock.now += RETURN_S_MAX + 1
     keeper.look()
-    assert list(provider.names.values()) == ["worker-2.1"]
+    assert list(provider.names.values()) == ["worker-2-1"]
 
 
 def test_a_pilot_that_was_about_to_be_submitted_may_have_been(clock: Clock) -> None:
@@ -153,4 +153,4 @@ def test_a_pilot_that_was_about_to_be_submitted_may_have_been(clock: Clock) -> N
     assert not provider.names
     clock.now += RETURN_S_MAX + 1
     keeper.look()
-    assert list(provider.names.values()) == ["worker-2.1"]
+    assert list(provider.names.values()) == ["worker-2-1"]

@@ -27,6 +27,7 @@ from pilotlight.manager.clients import Clients
 from pilotlight.manager.eventlog import EventLog
 from pilotlight.manager.journal import PoolJournal, replace_file
 from pilotlight.manager.keeper import Keeper
+from pilotlight.manager.leftovers import Leftovers
 from pilotlight.manager.loop import Manager
 from pilotlight.poolfile import read_spec, remove_sockets
 from pilotlight.wire import PoolSpec
@@ -65,7 +66,8 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
 
     journal = PoolJournal(Path(pool_dir), note, keeps=spec.lasting)
     provider = build.provider(pool_dir, spec)
-    keeper = Keeper(provider, spec.workers, note, epoch=epoch, keep=journal.keep_pilots)
+    leftovers = Leftovers(Path(pool_dir), Path(spec.log_dir))
+    keeper = Keeper(provider, spec.workers, note, epoch=epoch, keep=journal.keep_pilots, ended=leftovers.ended)
     options = Options(
         silence_s=spec.silence_s, keep_alive_s=spec.keep_alive_s, epoch=epoch, workers_expected=spec.workers
     )
@@ -85,6 +87,8 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
     try:
         if alive := keeper.adopt(journal.pilots):
             manager.note("info", f"still there from the manager before this one: {', '.join(alive)}")
+        if spec.lasting:
+            leftovers.found(alive)
         resumed = clients.submissions.resume() if journal.jobs else None
         if resumed is None:
             await manager.start()
@@ -142,6 +146,8 @@ def _tidy(pool: Path, spec: PoolSpec) -> None:
         shutil.rmtree(pool, ignore_errors=True)  # its owner may be gone
         return
     remove_sockets(pool, spec)
+    for folder in pool.glob("worker-*"):
+        shutil.rmtree(folder, ignore_errors=True)
     (pool / "manager.pid").unlink(missing_ok=True)
     if spec.socket_dir:
         with contextlib.suppress(OSError):

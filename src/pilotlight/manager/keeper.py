@@ -28,9 +28,10 @@ class _Life:
 class Keeper:
     """Call `look` often; it submits, polls and backs off.
 
-    Names are used once in a pool's life: `worker-1`, `worker-2`, … in its first epoch, `worker-3.1` in its third.
+    Names are used once in a pool's life: `worker-1`, `worker-2`, … in its first epoch, `worker-3-1` in its third.
     `keep` is told name -> pilot id whenever that changes, before a submission too (with an empty id), so that the next
-    manager knows of every worker that may live. A worker that no pilot of ours runs counts as one.
+    manager knows of every worker that may live; `ended` hears the name of each whose pilot is gone. A worker that no
+    pilot of ours runs counts as one.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Keeper:
         *,
         epoch: int = 1,
         keep: Callable[[Mapping[str, str]], None] = lambda _pilots: None,
+        ended: Callable[[str], None] = lambda _name: None,
     ) -> None:
         self._provider = provider
         self._target = target
         self._note = note
-        self._prefix = "worker-" if epoch == 1 else f"worker-{epoch}."
+        self._prefix = "worker-" if epoch == 1 else f"worker-{epoch}-"
         self._keep = keep
+        self._ended = ended
         self._lives: dict[str, _Life] = {}
         self._strangers: dict[str, float] = {}
         """Workers of no known pilot, and until when each counts."""
@@ -127,6 +130,7 @@ class Keeper:
         for pilot_id, how in self._provider.poll().items():
             life = self._lives.pop(pilot_id)
             ended[life.name] = how
+            self._ended(life.name)
             young = now - life.began_s < scale.HEALTHY_S
             self._stillborn = self._stillborn + 1 if young or not life.joined else 0
             if not life.joined:

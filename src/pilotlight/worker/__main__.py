@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         slot, slots = (int(part) for part in options.slot.split("/"))
         spec = read_spec(Path(options.pool))
         _own_session()
-        scratch = _guard(Path(options.pool), options.name, spec)
+        scratch, guard = _guard(Path(options.pool), options.name, spec)
         shape = spec.shapes[slot] if slot < len(spec.shapes) else None
         found = devices.find(slot, slots, shape=shape)
         memory_bytes = devices.host_memory_bytes(slots, found, shape)
@@ -45,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         def copies(tell: Callable[[CopyEvent], None]) -> Copies:
             return build.copies(spec, scratch, tell)
 
-        asyncio.run(AgentLoop(options.name, spec, found, link, memory_bytes, copies).run())
+        asyncio.run(_guarded(AgentLoop(options.name, spec, found, link, memory_bytes, copies), guard))
     except PilotlightError as error:
         log.say_plainly(f"pilotlight worker: {error}")
         return error.exit_code
@@ -82,30 +81,22 @@ def _own_session() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _guard(pool: Path, name: str, spec: PoolSpec) -> Path:
+async def _guarded(agent: AgentLoop, guard: guardian.Guard) -> None:
+    staying = asyncio.get_running_loop().create_task(guard.stay())
+    try:
+        await agent.run()
+    finally:
+        staying.cancel()
+
+
+def _guard(pool: Path, name: str, spec: PoolSpec) -> tuple[Path, guardian.Guard]:
     """Have a guardian; returns the worker's scratch folder, which the guardian removes."""
     mark = f"{pool}:{name}:{os.getpid()}"
     os.environ[guardian.MARK] = mark
     scratch = pool / name
     scratch.mkdir(mode=0o700, exist_ok=True)
     os.environ["TMPDIR"] = str(scratch)
-
-    def afterwards() -> None:
-        """The last one to leave a dead pool takes its folder along."""
-        if not spec.lasting and not _manager_lives(pool):
-            shutil.rmtree(pool, ignore_errors=True)
-
-    guardian.spawn(mark, scratch, afterwards)
-    return scratch
-
-
-def _manager_lives(pool: Path) -> bool:
-    try:
-        pid = int((pool / "manager.pid").read_text())
-        os.kill(pid, 0)
-    except (OSError, ValueError):
-        return False
-    return True
+    return scratch, guardian.Guard(mark, scratch, None if spec.lasting else pool)
 
 
 if __name__ == "__main__":

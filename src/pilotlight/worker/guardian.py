@@ -1,49 +1,56 @@
-"""The guardian: a tiny process that outlives its agent just long enough to end whatever the agent left.
+"""The guardian: a small process that outlives its agent just long enough to end whatever the agent left.
 
-It is forked from the agent before anything else starts, leaves the agent's session, and waits at a pipe whose other
-end only the agent holds. When that end closes, however the agent died, it kills every process of the agent's session
-and every process that carries the worker's mark in its environment, and removes the worker's scratch folder.
+`Guard` is the agent's side: it starts the guardian before anything else, in a session of its own, and holds the only
+end of a pipe that the guardian reads. When that end closes, however the agent died, the guardian kills every process of
+the agent's session and every process that carries the worker's mark in its environment, and removes the worker's
+scratch folder. A guardian that is killed itself is replaced.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import contextlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 MARK = "PILOTLIGHT_WORKER_MARK"
 ROUNDS_MAX = 200
+LOOK_S = 0.5
 
 
-def spawn(mark: str, scratch: Path, afterwards: Callable[[], None]) -> None:
-    """Fork the guardian of this process. `afterwards` runs last, when the worker's tree is gone.
+class Guard:
+    """The guardian of this process, which must lead its own session. Blocks shortly, and once a moment at most.
 
-    Call it first thing, in a process that has one thread and leads its own session.
+    scratch: the worker's folder. last: the pool's folder, if the last worker to leave a dead pool is to remove it.
     """
-    session = os.getsid(0)
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(read_end)
-        return
-    try:
-        os.close(write_end)
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        with contextlib.suppress(OSError):
-            os.chdir("/")
-        while os.read(read_end, 1):
-            pass
-        end_tree(session, mark)
-        shutil.rmtree(scratch, ignore_errors=True)
-        afterwards()
-    finally:
-        os._exit(0)
+
+    def __init__(self, mark: str, scratch: Path, last: Path | None) -> None:
+        self._arguments = [str(os.getsid(0)), mark, str(scratch), *([str(last)] if last is not None else [])]
+        self._read, self._write = os.pipe()
+        self._process = self._spawn()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "pilotlight.worker.guardian", str(self._read), *self._arguments],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[self._read],
+            start_new_session=True,
+            cwd="/",
+        )
+
+    async def stay(self) -> None:
+        """Replace the guardian whenever it is gone; never ends by itself."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self._process.poll() is not None:
+                with contextlib.suppress(OSError):  # no room for a process: the next look tries again
+                    self._process = self._spawn()
 
 
 def end_tree(session: int, mark: str) -> None:
@@ -79,3 +86,34 @@ def _belongs(pid: int, session: int, mark: str) -> bool:
     except OSError:
         return False
     return f"{MARK}={mark}".encode() in environment.split(b"\0")
+
+
+def _manager_lives(pool: Path) -> bool:
+    try:
+        os.kill(int((pool / "manager.pid").read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m pilotlight.worker.guardian FD SESSION MARK SCRATCH [POOL]`: started by an agent only."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    parser = argparse.ArgumentParser(prog="pilotlight guardian", description=main.__doc__)
+    parser.add_argument("fd", type=int)
+    parser.add_argument("session", type=int)
+    parser.add_argument("mark")
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("pool", type=Path, nargs="?")
+    options = parser.parse_args(argv)
+    while os.read(options.fd, 1):
+        pass
+    end_tree(options.session, options.mark)
+    shutil.rmtree(options.scratch, ignore_errors=True)
+    if options.pool is not None and not _manager_lives(options.pool):
+        shutil.rmtree(options.pool, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
