@@ -9,9 +9,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
+from pilotlight.core.agent import Agent
 from pilotlight.core.allocation import Options
-from pilotlight.core.transitions import JobState, ReplicaState
+from pilotlight.core.model import Device, Variant
+from pilotlight.core.transitions import JobState, Level, ReplicaState
 from tests.core.storm import storm
 from tests.core.world import World
 
@@ -491,3 +494,16 @@ def test_a_row_that_runs_out_of_memory_alone_runs_on_a_larger_device() -> None:
     world.check_outputs()
     assert world.jobs[job].output[7] == "result"
     assert len([note for note in world.notes if note.startswith(f"{small}'s replica") and "memory" in note]) <= 3
+
+
+def test_rows_of_a_lost_worker_do_not_wait_behind_later_ones() -> None:
+    agent = Agent("w", (Device("d", "kind", 15),), 10.0)
+    variant = Variant("v", "v", 10)
+    agent.handle(ev.ManagerFound(1), 0.0)
+    agent.handle(ev.WantsChanged(1, 1, (("d", variant, Level.LIVE),)), 0.0)
+    (replica,) = agent.replicas
+    agent.handle(ev.JobDefined("job", "v"), 0.0)
+    agent.handle(ev.LeaseGranted(1, "later", "job", ((50, 60),)), 0.0)
+    agent.handle(ev.LeaseGranted(1, "first", "job", ((3, 5),)), 0.0)
+    fed = [d for d in agent.handle(ev.ReplicaLive(replica, 4, 10), 0.0) if isinstance(d, do.FeedRows)]
+    assert [(feed.lease_id, feed.spans) for feed in fed] == [("first", ((3, 5),)), ("later", ((50, 52),))]

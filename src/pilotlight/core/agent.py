@@ -286,7 +286,8 @@ class Agent:
                 self._feed(replica)
 
     def _feed(self, replica: Held) -> None:
-        """Fill a replica up to what it wants, oldest lease first; an isolated lease only into an empty one."""
+        """Fill a replica up to what it wants, jobs in the order of their leases and each job's first rows first; an
+        isolated lease only into an empty replica."""
         if not replica.rows:
             replica.alone = False
         if self.drain_until_s is not None or replica.wanted <= 0 or replica.alone or replica.changing:
@@ -297,12 +298,9 @@ class Agent:
         room = replica.wanted - count
         if count and room < max(1, replica.wanted // 8):
             return
-        for lease in list(self.leases.values()):
+        for lease in self._in_turn(replica.variant.variant_id):
             if room <= 0:
                 return
-            job = self.jobs.get(lease.job_id)
-            if job is None or job.variant_id != replica.variant.variant_id or not lease.queue:
-                continue
             if lease.isolated:
                 if lease.avoid == replica.device_id and self._others_serve(replica):
                     continue
@@ -312,6 +310,19 @@ class Agent:
                 self._hand(replica, lease, len(lease.queue))
                 return
             room -= self._hand(replica, lease, room)
+
+    def _in_turn(self, variant_id: VariantId) -> list[Granted]:
+        """Leases of a variant in the order to serve them. A job's lease with its first rows takes the turn of its oldest
+        one: rows that came back from a worker that was lost don't wait behind later ones."""
+        jobs = {job_id for job_id, job in self.jobs.items() if job.variant_id == variant_id}
+        turns = [lease for lease in self.leases.values() if lease.job_id in jobs and lease.queue]
+        shared = [lease for lease in turns if not lease.isolated]
+        if len(shared) < 2:
+            return turns
+        by_rows: dict[JobId, list[Granted]] = {}
+        for lease in sorted(shared, key=lambda lease: next(iter(lease.queue))[0], reverse=True):
+            by_rows.setdefault(lease.job_id, []).append(lease)
+        return [lease if lease.isolated else by_rows[lease.job_id].pop() for lease in turns]
 
     def _others_serve(self, replica: Held) -> bool:
         """Whether the variant is, or is about to be, served on another device too."""
