@@ -209,12 +209,12 @@ class Welcome(Message, frozen=True, kw_only=True):
     epoch: int
 
 
-Level = Literal["live", "parked", "staged"]
+Level = Literal["live", "parked"]
 
 
 class Want(Struct, frozen=True, kw_only=True):
-    """A variant that a device should hold live, or the worker parked in its memory or staged on its disk (`device` is
-    then empty). Listed first is wanted most."""
+    """A variant that a device should hold live, or the worker in its memory (parked or asleep; `device` is then empty).
+    Listed first is wanted most. What is wanted is staged on the way."""
 
     device: str
     variant: str
@@ -248,7 +248,7 @@ class Grant(Message, frozen=True, kw_only=True):
     job: str
     chunks: list[Chunk]
     isolated: bool = False
-    avoid: str = ""
+    avoid: list[str] = []
 
 
 class Revoke(Message, frozen=True, kw_only=True):

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
-from pilotlight.core.agent import Agent
 from pilotlight.core.allocation import Options
-from pilotlight.core.model import Device, Variant
-from pilotlight.core.transitions import JobState, Level, ReplicaState
+from pilotlight.core.transitions import JobState
 from tests.core.storm import storm
-from tests.core.world import World
+from tests.core.world import World, run_quietly
 
 
 class Faults(RuleBasedStateMachine):
@@ -249,23 +244,6 @@ def test_a_small_job_beside_a_huge_one_ends_soon() -> None:
     assert len(world.jobs[huge].output) < 200
 
 
-def run_quietly(world: World, until: Callable[[], object], ticks: int = 4000, seconds: float = 0.05) -> None:
-    """No faults: deliver, work, tick, until something holds."""
-    for _ in range(ticks):
-        if until():
-            return
-        for name in list(world.workers):
-            world.copy(name)
-            while name in world.workers and (world.workers[name].up or world.workers[name].down):
-                world.deliver(name, "up")
-                world.deliver(name, "down")
-            for replica in list(world.workers[name].replicas):
-                world.work(name, replica)
-        world.tick(seconds)
-        world.check()
-    raise AssertionError(f"it did not come to that: {world.notes[-10:]}")
-
-
 def test_contexts_that_do_not_fit_together_take_turns() -> None:
     world = World()
     world.add_worker()
@@ -384,126 +362,3 @@ def test_an_idle_context_whose_replica_dies_comes_back_until_it_is_no_longer_kep
     assert [replica.live for replica in worker.replicas.values()] == [True]
     quiet(70)
     assert not worker.replicas
-
-
-def test_a_hung_replica_is_ended_and_only_its_row_becomes_an_error_row() -> None:
-    world = World()
-    world.add_worker()
-    world.add_worker()
-    job = world.submit(30, hangs=frozenset({7}))
-    world.settle()
-    assert world.jobs[job].output[7] == "timed_out"
-    world.check_outputs()
-    assert any("request_timeout_s" in note for note in world.notes)
-
-
-def test_a_new_manager_finds_replicas_live_and_loads_nothing_again() -> None:
-    world = World()
-    world.with_files = {"v"}
-    world.add_worker()
-    job = world.submit(20)
-    run_quietly(world, lambda: len(world.jobs[job].output) >= 5)
-    before = {name: set(worker.replicas) for name, worker in world.workers.items()}
-    world.restart_manager()
-    world.settle()
-    world.check_outputs()
-    assert {name: set(worker.replicas) for name, worker in world.workers.items()} == before
-
-
-def test_files_are_staged_and_parked_before_a_replica_starts_from_them() -> None:
-    world = World()
-    world.with_files = {"v"}
-    name = world.add_worker()
-    world.submit(5)
-    world.settle()
-    agent = world.workers[name].agent
-    assert [replica.origin for replica in agent.replicas.values()] == ["parked"]
-    worker = world.scheduler.state.workers[name]
-    assert set(worker.parked) == set(worker.staged) == {"v"}
-
-
-def test_a_replica_whose_files_can_not_be_copied_starts_from_where_they_are() -> None:
-    world = World()
-    world.with_files = {"v"}
-    name = world.add_worker()
-    job = world.submit(5)
-    while world.workers[name].up or world.workers[name].down:
-        world.deliver(name, "up")
-        world.deliver(name, "down")
-    world.copy(name, ok=False)
-    world.copy(name, ok=False)
-    agent = world.workers[name].agent
-    assert [replica.origin for replica in agent.replicas.values()] == ["cold"]
-    world.settle()
-    assert world.jobs[job].ended is JobState.COMPLETED
-
-
-def test_a_context_evicted_from_a_device_sleeps_where_it_can_and_wakes_for_the_next_job() -> None:
-    world = World(Options(keep_alive_s=-1.0))
-    world.sleepers = {"v"}
-    name = world.add_worker()
-    world.submit(5, "v")
-    world.settle()
-    (sleeper,) = world.workers[name].replicas
-    world.submit(5, "w")
-    world.settle()
-    assert world.workers[name].agent.replicas[sleeper].state is ReplicaState.ASLEEP
-    world.submit(5, "v")
-    world.settle()
-    assert world.workers[name].agent.replicas[sleeper].state is ReplicaState.LIVE
-    world.check_outputs()
-
-
-def test_a_context_that_fits_one_kind_of_device_uses_that_and_one_that_fits_none_ends_at_once() -> None:
-    world = World(Options(workers_expected=2))
-    small = world.add_worker("small", 8)
-    large = world.add_worker("large", 15)
-    world.submit(10)
-    world.settle()
-    world.check_outputs()
-    assert not world.workers[small].replicas
-    assert world.workers[large].replicas
-    world.declared_bytes = 40
-    job = world.submit(10, "huge")
-    run_quietly(world, lambda: world.jobs[job].ended)
-    assert world.jobs[job].ended is JobState.FAILED
-    said = next(note for note in world.notes if note.startswith(f"{job} failed"))
-    assert "small" in said
-    assert "large" in said
-
-
-def test_a_pinned_context_is_live_without_a_job_and_evicted_when_asked() -> None:
-    world = World(Options(keep_alive_s=0.0))
-    name = world.add_worker()
-    world.pin("v")
-    run_quietly(world, lambda: world.workers[name].replicas)
-    for _ in range(100):
-        world.tick(1.0)
-    assert world.workers[name].replicas
-    world.evict("v")
-    run_quietly(world, lambda: not world.workers[name].replicas)
-
-
-def test_a_row_that_runs_out_of_memory_alone_runs_on_a_larger_device() -> None:
-    world = World(Options(workers_expected=2))
-    small = world.add_worker("small", 12)
-    world.add_worker("large", 20)
-    job = world.submit(12)
-    world.outgrows = {7: 12}
-    world.settle()
-    world.check_outputs()
-    assert world.jobs[job].output[7] == "result"
-    assert len([note for note in world.notes if note.startswith(f"{small}'s replica") and "memory" in note]) <= 3
-
-
-def test_rows_of_a_lost_worker_do_not_wait_behind_later_ones() -> None:
-    agent = Agent("w", (Device("d", "kind", 15),), 10.0)
-    variant = Variant("v", "v", 10)
-    agent.handle(ev.ManagerFound(1), 0.0)
-    agent.handle(ev.WantsChanged(1, 1, (("d", variant, Level.LIVE),)), 0.0)
-    (replica,) = agent.replicas
-    agent.handle(ev.JobDefined("job", "v"), 0.0)
-    agent.handle(ev.LeaseGranted(1, "later", "job", ((50, 60),)), 0.0)
-    agent.handle(ev.LeaseGranted(1, "first", "job", ((3, 5),)), 0.0)
-    fed = [d for d in agent.handle(ev.ReplicaLive(replica, 4, 10), 0.0) if isinstance(d, do.FeedRows)]
-    assert [(feed.lease_id, feed.spans) for feed in fed] == [("first", ((3, 5),)), ("later", ((50, 52),))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pilotlight.core import decisions as do
@@ -442,3 +443,20 @@ class World:
             errors = {index for index, answer in job.output.items() if answer != "result"}
             expected = job.poison | job.hangs
             assert errors == expected, f"{job_id}: error rows {errors}, poison {set(expected)}"
+
+
+def run_quietly(world: World, until: Callable[[], object], ticks: int = 4000, seconds: float = 0.05) -> None:
+    """No faults: deliver, work, tick, until something holds."""
+    for _ in range(ticks):
+        if until():
+            return
+        for name in list(world.workers):
+            world.copy(name)
+            while name in world.workers and (world.workers[name].up or world.workers[name].down):
+                world.deliver(name, "up")
+                world.deliver(name, "down")
+            for replica in list(world.workers[name].replicas):
+                world.work(name, replica)
+        world.tick(seconds)
+        world.check()
+    raise AssertionError(f"it did not come to that: {world.notes[-10:]}")

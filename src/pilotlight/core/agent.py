@@ -36,7 +36,7 @@ class Granted:
     job_id: JobId
     isolated: bool
     queue: IndexSet
-    avoid: DeviceId = ""
+    avoid: tuple[DeviceId, ...] = ()
 
 
 class Agent:
@@ -263,7 +263,7 @@ class Agent:
         else:
             held = {lease_id: rows.spans() for lease_id, rows in replica.rows.items()}
             slot.deaths += 1
-            delay_s = 0.0 if slot.deaths <= 1 else min(RESTART_S_MAX, 0.1 * 2.0**slot.deaths)
+            delay_s = 0.0 if slot.deaths <= 1 else min(RESTART_S_MAX, 0.1 * 2.0 ** min(slot.deaths, 16))
             slot.restart_at_s = self._now + delay_s
             kind, reason = replica.refusal or ("killed_replica", event.reason)
             if replica.killed_because:
@@ -302,7 +302,7 @@ class Agent:
             if room <= 0:
                 return
             if lease.isolated:
-                if lease.avoid == replica.device_id and self._others_serve(replica):
+                if replica.device_id in lease.avoid and self._others_serve(replica, lease.avoid):
                     continue
                 if replica.rows:
                     return
@@ -312,8 +312,8 @@ class Agent:
             room -= self._hand(replica, lease, room)
 
     def _in_turn(self, variant_id: VariantId) -> list[Granted]:
-        """Leases of a variant in the order to serve them. A job's lease with its first rows takes the turn of its oldest
-        one: rows that came back from a worker that was lost don't wait behind later ones."""
+        """Leases of a variant in the order to serve them. The lease with a job's first rows takes the turn of its
+        oldest one: rows that came back from a worker that was lost don't wait behind later ones."""
         jobs = {job_id for job_id, job in self.jobs.items() if job.variant_id == variant_id}
         turns = [lease for lease in self.leases.values() if lease.job_id in jobs and lease.queue]
         shared = [lease for lease in turns if not lease.isolated]
@@ -324,10 +324,10 @@ class Agent:
             by_rows.setdefault(lease.job_id, []).append(lease)
         return [lease if lease.isolated else by_rows[lease.job_id].pop() for lease in turns]
 
-    def _others_serve(self, replica: Held) -> bool:
-        """Whether the variant is, or is about to be, served on another device too."""
+    def _others_serve(self, replica: Held, avoid: tuple[DeviceId, ...]) -> bool:
+        """Whether the variant is, or is about to be, served on a device that need not be avoided."""
         variant_id = replica.variant.variant_id
-        others = (slot for device_id, slot in self.slots.items() if device_id != replica.device_id)
+        others = (slot for device_id, slot in self.slots.items() if device_id not in avoid)
         return any(
             variant_id not in slot.refused and any(variant.variant_id == variant_id for variant in slot.wants)
             for slot in others

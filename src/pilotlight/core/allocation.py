@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pilotlight.core.decisions import GrantRows, ManagerDecision, ReadRows, RevokeRows, SendWants
 from pilotlight.core.model import DeviceId, Job, JobId, Lease, VariantId, Worker
 from pilotlight.core.policy import placement, sharing, sizing, tail
-from pilotlight.core.policy.fit import serves
+from pilotlight.core.policy.fit import largest_bytes, serves
+from pilotlight.core.ranges import IndexSet
 from pilotlight.core.state import State
 from pilotlight.core.transitions import LEASE, JobState, LeaseState, Level, WorkerState, step
 
@@ -203,8 +204,7 @@ class Allocation:
         for job in suspicious:
             for at in range(len(job.suspects) - 1, -1, -1):
                 rows = job.suspects[at]
-                died_on = job.died_on.get(rows.spans()[0][0]) if len(rows) == 1 else None
-                avoid = died_on[-1][1] if died_on and died_on[-1][0] == worker.worker_id else ""
+                avoid = self._avoid(worker, job, rows)
                 if avoid and not self._others_serve(worker, avoid, job) and self._other_can(worker, job):
                     continue
                 if len(rows) == 1 and self._larger_elsewhere(worker, job, next(rows.indices())):
@@ -214,20 +214,27 @@ class Allocation:
                 self._grant(worker, lease, "its replica died with these rows: they run with nothing beside them", avoid)
                 return
 
+    @staticmethod
+    def _avoid(worker: Worker, job: Job, rows: IndexSet) -> tuple[DeviceId, ...]:
+        """Devices of a worker that a row should not run on again: where it died last, or ran out of memory."""
+        if len(rows) != 1:
+            return ()
+        index = next(rows.indices())
+        died_on = job.died_on.get(index)
+        last = died_on[-1][1] if died_on and died_on[-1][0] == worker.worker_id else ""
+        outgrown = job.outgrown_bytes.get(index, 0)
+        return tuple(d for d, b in worker.devices.items() if d == last or b.device.memory_bytes <= outgrown)
+
     def _larger_elsewhere(self, worker: Worker, job: Job, index: int) -> bool:
         """Whether a row ran out of memory alone on a device as large as this worker's, and another has a larger one."""
         outgrown = job.outgrown_bytes.get(index)
-        if outgrown is None or self._largest_bytes(worker, job) > outgrown:
+        if outgrown is None or largest_bytes([worker], job.variant_id, self._now) > outgrown:
             return False
-        return any(self._largest_bytes(other, job) > outgrown for other in self._state.live_workers())
+        return largest_bytes(self._state.live_workers(), job.variant_id, self._now) > outgrown
 
-    def _largest_bytes(self, worker: Worker, job: Job) -> int:
-        serving = (b for b in worker.devices.values() if serves(b, job.variant_id, self._now))
-        return max((b.device.memory_bytes for b in serving), default=0)
-
-    def _others_serve(self, worker: Worker, device_id: DeviceId, job: Job) -> bool:
-        """Whether a job's rows could run on another device of a worker."""
-        others = (belief for other_id, belief in worker.devices.items() if other_id != device_id)
+    def _others_serve(self, worker: Worker, avoid: tuple[DeviceId, ...], job: Job) -> bool:
+        """Whether a job's rows could run on another device of a worker than these."""
+        others = (belief for other_id, belief in worker.devices.items() if other_id not in avoid)
         return any(serves(belief, job.variant_id, self._now) for belief in others)
 
     def _other_can(self, worker: Worker, job: Job) -> bool:
@@ -235,7 +242,7 @@ class Allocation:
         others = (w for w in self._state.live_workers() if w is not worker)
         return any(serves(belief, job.variant_id, self._now) for w in others for belief in w.devices.values())
 
-    def _grant(self, worker: Worker, lease: Lease, why: str, avoid: DeviceId = "") -> None:
+    def _grant(self, worker: Worker, lease: Lease, why: str, avoid: tuple[DeviceId, ...] = ()) -> None:
         spans = tuple(lease.open.spans())
         grant = GrantRows(worker.worker_id, lease.lease_id, lease.job_id, spans, lease.isolated, why, avoid)
         self._out.append(grant)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pilotlight.core import events as ev
 from pilotlight.core.decisions import ManagerDecision, Note, RecordAttempts, WriteFailure
 from pilotlight.core.model import DeviceBelief, DeviceId, Job, VariantId, Worker
-from pilotlight.core.policy import placement, retry
+from pilotlight.core.policy import fit, placement, retry
 from pilotlight.core.ranges import IndexSet
 from pilotlight.core.state import State
+from pilotlight.core.transitions import ReplicaState
 
 PATIENCE_S = 30.0
 """How long after the last worker came another one, which may be larger, is waited for before jobs are given up."""
@@ -63,18 +64,27 @@ class Blame:
         self._note("warning", text, worker.worker_id)
         proved = event.variant_id in self._state.proved
         culprit = retry.is_culprit(belief, held)
+        if not held and event.variant_id not in belief.worked_on:
+            belief.vain_deaths[event.variant_id] = belief.vain_deaths.get(event.variant_id, 0) + 1
         if held:
             retry.remember(belief, (event.worker_id, event.device_id), event.variant_id, held, proved=proved)
         for job, rows in held:
             self._blame_rows(belief, job, rows, event, charge=total == 1 and (proved or belief.worked))
         if retry.is_hopeless(belief, event.variant_id):
-            retry.refund(belief, self._state.jobs)
+            self._refund(belief)
             reason = f"its replicas die whatever they run: {event.reason}"
             self._refuse(worker, event.device_id, event.variant_id, reason)
         if total and culprit:
-            rest_s = retry.quarantine(belief, self._state.jobs, self._now)
+            rest_s = retry.quarantine(belief, self._now)
+            if belief.quarantines == 1:
+                self._refund(belief)
+            belief.charges.clear()
             text = f"{worker.worker_id}/{event.device_id} rests for {rest_s:.0f} s: its replicas die whatever they run"
             self._note("warning", text, worker.worker_id)
+
+    def _refund(self, belief: DeviceBelief) -> None:
+        for job_id, index in retry.refund(belief, self._state.jobs):
+            self._out.append(RecordAttempts(job_id, ((index, self._state.jobs[job_id].attempts[index]),)))
 
     def _blame_rows(
         self, belief: DeviceBelief, job: Job, rows: IndexSet, event: ev.ReplicaDied, *, charge: bool
@@ -86,6 +96,8 @@ class Blame:
         index = next(rows.indices())
         if event.kind == OUT_OF_MEMORY:
             job.outgrown_bytes[index] = max(job.outgrown_bytes.get(index, 0), belief.device.memory_bytes)
+            largest = fit.largest_bytes(self._state.live_workers(), job.variant_id, self._now)
+            charge = charge and belief.device.memory_bytes >= largest
         if not charge:
             return
         job.attempts[index] = job.attempts.get(index, 0) + 1
@@ -105,7 +117,9 @@ class Blame:
         if worker is None or event.device_id not in worker.devices:
             return
         belief = worker.devices[event.device_id]
-        belief.replicas.pop(event.variant_id, None)
+        known = belief.replicas.get(event.variant_id)
+        if known is not None and known.state is ReplicaState.STARTING:  # one that sleeps is refused room, and stays
+            del belief.replicas[event.variant_id]
         if event.crowded:
             belief.retry_at_s[event.variant_id] = self._now + retry.CROWDED_S
         elif event.permanent:

@@ -27,7 +27,7 @@ class SendWants:
 
 @dataclass(frozen=True, slots=True)
 class GrantRows:
-    """Lease rows to a worker. `avoid`: let another of its devices run them, if one can."""
+    """Lease rows to a worker. `avoid`: let other devices of it run them, if one can."""
 
     worker_id: WorkerId
     lease_id: LeaseId
@@ -35,7 +35,7 @@ class GrantRows:
     spans: tuple[Span, ...]
     isolated: bool
     why: str = ""
-    avoid: DeviceId = ""
+    avoid: tuple[DeviceId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

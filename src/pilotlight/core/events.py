@@ -259,7 +259,7 @@ class LeaseGranted:
     job_id: JobId
     spans: tuple[Span, ...]
     isolated: bool = False
-    avoid: DeviceId = ""
+    avoid: tuple[DeviceId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,8 +92,10 @@ class DeviceBelief:
     """Wanted variants that have been live here: worth bringing back while they are kept."""
     worked: bool = False
     """Whether any request ever had a result here."""
+    worked_on: set[VariantId] = field(default_factory=set[VariantId])
+    """The variants that had results here."""
     vain_deaths: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
-    """Deaths of replicas with rows, by variant, while it never worked."""
+    """Deaths of a variant's replicas while it never had a result here."""
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ def job_from(event: JobSubmitted) -> Job:
 
 def worker_from(event: WorkerJoined, now: float, silence_s: float) -> Worker:
     """A worker as its inventory says: no lease, whatever it held before; what is live there counts as wanted."""
-    devices = {device.device_id: DeviceBelief(device) for device in event.devices}
+    devices = {device.device_id: DeviceBelief(device, wants_since_s=now) for device in event.devices}
     for fact in event.inventory:
         if fact.device_id in devices:
             devices[fact.device_id].replicas[fact.variant_id] = Replica(

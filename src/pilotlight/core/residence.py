@@ -111,7 +111,6 @@ class Residences:
         self.replicas: dict[ReplicaId, Held] = {}
         self.copies: dict[tuple[VariantId, Level], CopyHeld] = {}
         self.park_wants: tuple[Variant, ...] = ()
-        self.stage_wants: tuple[Variant, ...] = ()
         self.measured_bytes: dict[VariantId, int] = {}
         """What live replicas of a variant held last."""
         self._worker_id = worker_id
@@ -135,7 +134,6 @@ class Residences:
             slot.wants = tuple(v for device_id, v, level in listed if level is Level.LIVE and device_id == here)
             slot.refused.clear()
         self.park_wants = tuple(v for _, v, level in listed if level is Level.PARKED)
-        self.stage_wants = tuple(v for _, v, level in listed if level is Level.STAGED)
         for key in [key for key, copy in self.copies.items() if copy.state == "failed"]:
             del self.copies[key]
 
@@ -152,10 +150,8 @@ class Residences:
                     self._send_off(replica)
             for variant in slot.wants:
                 self._bring_up(slot, variant, here)
-        for variant in (*self.park_wants, *self.stage_wants):
-            self._copy(variant, Level.STAGED)
         for variant in self.park_wants:
-            if self._copied(variant, Level.STAGED):
+            if self._copied(variant, Level.STAGED) and not self._sleeps(variant.variant_id):
                 self._copy(variant, Level.PARKED)
         self._drop_copies()
 
@@ -248,7 +244,7 @@ class Residences:
         keep = any(v.variant_id == replica.variant.variant_id for v in self.park_wants)
         if replica.changing or (replica.state is ReplicaState.ASLEEP and keep):
             return
-        if replica.state is ReplicaState.LIVE and keep and replica.can_sleep and self._may_keep(replica.variant):
+        if replica.state is ReplicaState.LIVE and keep and replica.can_sleep and self._may_sleep(replica):
             replica.changing = True
             replica.kill_at_s = self._now + SLEEP_S_MAX
             self._out.append(SleepReplica(replica.replica_id))
@@ -352,11 +348,39 @@ class Residences:
         copy = self.copies.get((variant.variant_id, Level.PARKED))
         if copy is not None:
             return copy.state != "dropping"
-        live = {r.variant.variant_id: self._taken(r) for r in self.replicas.values() if self._on_host(r)}
-        kept = sum(live.values()) + sum(self._parked_beside(set(live)).values())
-        kept += sum(self._need(r.variant) for r in self.replicas.values() if r.state is ReplicaState.ASLEEP)
-        more = 0 if variant.variant_id in live else variant.memory_bytes
+        hosted = self._hosted()
+        kept = sum(hosted.values()) + sum(self._parked_beside(set(hosted)).values()) + self._asleep_bytes()
+        more = 0 if variant.variant_id in hosted else variant.memory_bytes
         return kept + more <= self._memory_bytes
+
+    def _may_sleep(self, replica: Held) -> bool:
+        """Whether the worker's memory has room for what a replica remembers in its sleep."""
+        hosted = self._hosted()
+        kept = sum(size for v, size in hosted.items() if v != replica.variant.variant_id) + self._asleep_bytes()
+        kept += sum(self._parked_beside({*hosted, replica.variant.variant_id}).values())
+        return kept + self._need(replica.variant) <= self._memory_bytes
+
+    def _hosted(self) -> dict[VariantId, int]:
+        """Bytes of the worker's memory that host devices hold or are about to, by variant."""
+        hosted = {r.variant.variant_id: self._taken(r) for r in self.replicas.values() if self._on_host(r)}
+        for slot in self.slots.values():
+            for variant in slot.wants if slot.device.is_host else ():
+                if variant.variant_id not in slot.refused:
+                    hosted.setdefault(variant.variant_id, self._need(variant))
+        return hosted
+
+    def _asleep_bytes(self) -> int:
+        asleep = (r for r in self.replicas.values() if r.state is ReplicaState.ASLEEP or self._falls_asleep(r))
+        return sum(self._need(r.variant) for r in asleep)
+
+    @staticmethod
+    def _falls_asleep(replica: Held) -> bool:
+        return replica.changing and replica.state is ReplicaState.LIVE
+
+    def _sleeps(self, variant_id: VariantId) -> bool:
+        """Whether a replica remembers a variant in its sleep, or is about to."""
+        replicas = (r for r in self.replicas.values() if r.variant.variant_id == variant_id)
+        return any(r.state is ReplicaState.ASLEEP or self._falls_asleep(r) for r in replicas)
 
     def _on_host(self, replica: Held) -> bool:
         return self.slots[replica.device_id].device.is_host and replica.state is not ReplicaState.ASLEEP
@@ -371,7 +395,8 @@ class Residences:
 
     def _drop_copies(self) -> None:
         """Let go of parked copies that nothing wants and no replica is being built from."""
-        wanted = {v.variant_id for v in self._wanted()}
+        live = {v.variant_id for slot in self.slots.values() for v in slot.wants}
+        wanted = live | {v.variant_id for v in self.park_wants if not self._sleeps(v.variant_id)}
         wanted |= {r.variant.variant_id for r in self.replicas.values() if r.state is ReplicaState.STARTING}
         for (variant_id, level), copy in self.copies.items():
             if level is Level.PARKED and copy.state == "made" and variant_id not in wanted:
@@ -379,7 +404,7 @@ class Residences:
                 self._out.append(DropCopy(variant_id, level))
 
     def copy_made(self, variant_id: VariantId, level: Level, size: int, took_s: float) -> None:
-        """A copy is there: one that was asked for, or one that an earlier worker left on the disk."""
+        """A copy is there."""
         self.copies[variant_id, level] = CopyHeld("made", size, took_s)
         self._out.append(SendCopy(variant_id, level, size, took_s))
 

@@ -111,7 +111,7 @@ class Scheduler:
             self._allocation.top_up(worker)
 
     def _credit(self, worker: Worker, belief: DeviceBelief, job: Job | None, rows: int) -> None:
-        retry.absolve(belief)
+        retry.absolve(belief, job.variant_id if job is not None else None)
         if job is not None:
             self.state.proved.add(job.variant_id)
             self.state.proved_on.setdefault(job.variant_id, set()).add(belief.device.kind)
@@ -145,7 +145,9 @@ class Scheduler:
             self._suspect_again(lease)
         else:
             self.state.give_back(job, lease, event.spans)
-        if job.state is JobState.DRAINING and event.spans and lease.lease_id in self.state.leases:
+        devices = self.state.workers[lease.worker_id].devices.values()
+        unwanted = all(job.variant_id not in belief.wants for belief in devices)
+        if (job.state is JobState.DRAINING or unwanted) and event.spans and lease.lease_id in self.state.leases:
             self._allocation.revoke(lease, None)  # only part of it was asked for before
         self._end_if_over(job)
         self._allocation.top_up_all(last=event.worker_id)
@@ -168,6 +170,8 @@ class Scheduler:
     def _worker_joined(self, event: ev.WorkerJoined) -> None:
         if event.worker_id in self.state.workers:
             self._forget_worker(self.state.workers[event.worker_id])
+            for job in list(self.state.jobs.values()):
+                self._end_if_over(job)
         for variant in event.variants:
             self.state.learn(variant)
             self.state.used_at_s.setdefault(variant.variant_id, self._now)

@@ -93,7 +93,10 @@ class State:
         for start, stop in spans:
             freed.update(lease.open.within(start, stop))
         self.shrink(lease, freed.spans())
-        freed.discard(self.unhedge(job, freed.spans()))
+        kept = self.unhedge(job, freed.spans())
+        freed.discard(kept)
+        if kept:
+            self._settle_hedges(job)
         job.pending.update(freed.spans())
         return len(freed)
 
@@ -107,6 +110,13 @@ class State:
         job.hedged.discard(twice.spans())
         return twice.spans()
 
+    def _settle_hedges(self, job: Job) -> None:
+        """A second lease whose rows nobody else holds any more is like any other: it may be taken back or repeated."""
+        for lease_id in job.leases:
+            lease = self.leases[lease_id]
+            if lease.hedge and not any(job.hedged.within(*span) for span in lease.open):
+                lease.hedge = False
+
     def _close(self, lease: Lease) -> None:
         if lease.open:
             self._count(self.workers[lease.worker_id], self.jobs[lease.job_id], -len(lease.open))
@@ -117,7 +127,11 @@ class State:
 
     @staticmethod
     def _count(worker: Worker, job: Job, rows: int) -> None:
-        worker.outstanding[job.variant_id] = worker.outstanding.get(job.variant_id, 0) + rows
+        left = worker.outstanding.get(job.variant_id, 0) + rows
+        if left:
+            worker.outstanding[job.variant_id] = left
+        else:
+            worker.outstanding.pop(job.variant_id, None)
 
     # --- rows
 
@@ -195,6 +209,11 @@ class State:
             self.evicted.discard(variant_id)
             for key in [key for key in self.load_s if key[0] == variant_id]:
                 del self.load_s[key]
+            for worker in self.workers.values():
+                for table in (worker.rate, worker.rate_rows, worker.rate_since_s):
+                    table.pop(variant_id, None)
+                for belief in worker.devices.values():
+                    belief.worked_on.discard(variant_id)
             self.clear_refusals(variant_id)
 
     def clear_refusals(self, variant_id: VariantId) -> None:

@@ -179,7 +179,7 @@ class AgentLoop:
                 self._stores[message.lease] = store
                 spans = tuple((chunk.start, chunk.stop) for chunk in message.chunks)
                 granted = ev.LeaseGranted(
-                    message.epoch, message.lease, message.job, spans, message.isolated, message.avoid
+                    message.epoch, message.lease, message.job, spans, message.isolated, tuple(message.avoid)
                 )
                 self._handle(granted)
             case Ack():
@@ -227,7 +227,7 @@ class AgentLoop:
         """Keep the contexts that are wanted, and those that are held in any form."""
         residences = self._agent.residences
         needed = {variant.variant_id for slot in residences.slots.values() for variant in slot.wants}
-        needed |= {variant.variant_id for variant in (*residences.park_wants, *residences.stage_wants)}
+        needed |= {variant.variant_id for variant in residences.park_wants}
         needed |= {replica.variant.variant_id for replica in residences.replicas.values()}
         needed |= {variant_id for variant_id, _ in residences.copies}
         for variant_id in self._contexts.keys() - needed:

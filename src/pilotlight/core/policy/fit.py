@@ -7,7 +7,9 @@ kind of device once two workers gave up, or all that have one. A new job or a ne
 
 from __future__ import annotations
 
-from pilotlight.core.model import DeviceBelief, VariantId
+from collections.abc import Iterable
+
+from pilotlight.core.model import DeviceBelief, VariantId, Worker
 from pilotlight.core.state import State
 from pilotlight.core.transitions import ReplicaState
 
@@ -31,6 +33,12 @@ def rests(belief: DeviceBelief, now: float) -> bool:
 def serves(belief: DeviceBelief, variant_id: VariantId, now: float) -> bool:
     """Whether a device takes rows of a variant, or is about to."""
     return variant_id in belief.wants and not rests(belief, now)
+
+
+def largest_bytes(workers: Iterable[Worker], variant_id: VariantId, now: float) -> int:
+    """The memory of the largest device that takes rows of a variant; 0 where none does."""
+    beliefs = (belief for worker in workers for belief in worker.devices.values())
+    return max((b.device.memory_bytes for b in beliefs if serves(b, variant_id, now)), default=0)
 
 
 def was_crowded(belief: DeviceBelief, variant_id: VariantId) -> bool:

@@ -17,6 +17,8 @@ QUARANTINE_S_MAX = 60.0
 LOAD_RETRY_S = 1.0
 CROWDED_S = 5.0
 VAIN_DEATHS_MAX = 6
+DOUBLINGS_MAX = 16
+"""More would leave the range of a float some day."""
 
 Place = tuple[WorkerId, DeviceId]
 Held = list[tuple[Job, IndexSet]]
@@ -45,7 +47,7 @@ def remember(belief: DeviceBelief, place: Place, variant_id: VariantId, held: He
             elsewhere |= any(other != place for other in places)
             places.append(place)
     told = not elsewhere and not _shares_rows(belief, held)
-    if not belief.worked and (told or not proved):
+    if variant_id not in belief.worked_on and (told or not proved):
         belief.vain_deaths[variant_id] = belief.vain_deaths.get(variant_id, 0) + 1
     if not elsewhere:
         belief.deaths.append({job.job_id: rows.copy() for job, rows in held})
@@ -60,8 +62,9 @@ def _shares_rows(belief: DeviceBelief, held: Held) -> bool:
 
 
 def is_hopeless(belief: DeviceBelief, variant_id: VariantId) -> bool:
-    """Whether a device that never had a result has killed enough replicas to count as one that can't load."""
-    return not belief.worked and belief.vain_deaths.get(variant_id, 0) >= VAIN_DEATHS_MAX
+    """Whether enough of a variant's replicas died on a device that never had a result of it: then the device counts as
+    one that can't load it."""
+    return variant_id not in belief.worked_on and belief.vain_deaths.get(variant_id, 0) >= VAIN_DEATHS_MAX
 
 
 def is_culprit(belief: DeviceBelief, held: Held) -> bool:
@@ -72,34 +75,37 @@ def is_culprit(belief: DeviceBelief, held: Held) -> bool:
     return not any(index in job.died_on for job, rows in held for index in rows.indices())
 
 
-def quarantine(belief: DeviceBelief, jobs: dict[JobId, Job], now: float) -> float:
+def quarantine(belief: DeviceBelief, now: float) -> float:
     """Let a device rest, longer each time. Returns the rest in seconds.
 
-    Its charges are given back the first time. If it dies on different rows again right after a rest, where it worked
-    before, poison rows may be all that is left; then charges stand, or such a job would never end.
+    The caller gives its charges back the first time (`quarantines` is 1 then). If it dies on different rows again right
+    after a rest, where it worked before, poison rows may be all that is left; then charges stand, or such a job would
+    never end.
     """
-    rest_s = min(QUARANTINE_S_MAX, QUARANTINE_S_MIN * 2.0**belief.quarantines)
+    rest_s = min(QUARANTINE_S_MAX, QUARANTINE_S_MIN * 2.0 ** min(belief.quarantines, DOUBLINGS_MAX))
     belief.quarantines += 1
     belief.quarantined_until_s = now + rest_s
-    if belief.quarantines == 1:
-        refund(belief, jobs)
-    belief.charges.clear()
     belief.deaths.clear()
     return rest_s
 
 
-def refund(belief: DeviceBelief, jobs: dict[JobId, Job]) -> None:
-    """Give back the attempts that a device charged since its last result."""
+def refund(belief: DeviceBelief, jobs: dict[JobId, Job]) -> list[tuple[JobId, int]]:
+    """Give back the attempts that a device charged since its last result. Returns the rows."""
+    refunded: list[tuple[JobId, int]] = []
     for job_id, index in belief.charges:
         job = jobs.get(job_id)
         if job is not None and job.attempts.get(index) and index not in job.failing:
             job.attempts[index] -= 1
+            refunded.append((job_id, index))
     belief.charges.clear()
+    return refunded
 
 
-def absolve(belief: DeviceBelief) -> None:
-    """A result came from this device: it works."""
+def absolve(belief: DeviceBelief, variant_id: VariantId | None) -> None:
+    """A result (of this variant, if that is known) came from this device: it works."""
     belief.worked = True
+    if variant_id is not None:
+        belief.worked_on.add(variant_id)
     if belief.deaths or belief.charges or belief.quarantines:
         belief.deaths.clear()
         belief.charges.clear()
@@ -109,4 +115,4 @@ def absolve(belief: DeviceBelief) -> None:
 
 def load_retry_s(failures: int) -> float:
     """How long to wait before a device is asked again to load what it failed to load `failures` times."""
-    return LOAD_RETRY_S * 2.0 ** (failures - 1)
+    return LOAD_RETRY_S * 2.0 ** min(failures - 1, DOUBLINGS_MAX)
