@@ -88,7 +88,7 @@ def test_a_slow_worker_does_less_and_both_finish(tmp_path: Path) -> None:
             total += number
         return os.path.basename(os.environ["TMPDIR"])
 
-    with Pool(worker_shapes=[WorkerShape(speed=1.0), WorkerShape(speed=0.1)]) as pool:
+    with Pool(worker_shapes=[WorkerShape(speed=1.0), WorkerShape(speed=0.03)]) as pool:
         held = holding("spinning", 0, tmp_path / "loads")
         list(pool.map(spin, range(50), context=held))
         done = Counter(result.value for result in pool.map(spin, range(1500), context=held))
@@ -147,7 +147,7 @@ def test_a_row_that_hangs_becomes_an_error_row_and_costs_the_others_nothing(tmp_
 
     with Pool(2) as pool:
         held = holding("patient", 0, tmp_path / "loads")
-        job = pool.map(stuck, range(60), context=held, request_timeout_s=0.5)
+        job = pool.map(stuck, range(60), context=held, request_timeout_s=4.0)
         results = list(job)
     assert {result.index: result.error.kind for result in results if result.error} == {7: "timed_out"}
     assert [result.value for result in results if not result.error] == [row for row in range(60) if row != 7]
