@@ -12,7 +12,7 @@ import pytest
 from pilotlight.core import events as ev
 from pilotlight.core.transitions import Level
 from pilotlight.worker import filecopy
-from pilotlight.worker.cache import Cache
+from pilotlight.worker.cache import Cache, Staged
 from pilotlight.worker.copies import Copies, CopyEvent
 from pilotlight.worker.parking import Parking
 
@@ -135,3 +135,29 @@ def test_a_disk_that_hangs_keeps_no_worker_from_ending(tmp_path: Path) -> None:
     play(scenario)
     assert not answers.is_set()
     answers.set()
+
+
+def test_a_loan_to_a_replica_that_ended_meanwhile_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        bench = Bench(tmp_path)
+        await bench.make(Level.STAGED)
+        looks, answers = threading.Event(), threading.Event()
+        find = bench.cache.find
+
+        def slowly(variant_id: str) -> Staged | None:
+            looks.set()
+            assert answers.wait(WITHIN_S)
+            return find(variant_id)
+
+        monkeypatch.setattr(bench.cache, "find", slowly)
+        borrowing = asyncio.create_task(bench.copies.borrow("w.1", "v", "staged"))
+        assert await asyncio.to_thread(looks.wait, WITHIN_S)
+        bench.copies.ended("w.1")
+        answers.set()
+        assert await borrowing is None
+        assert bench.cache.drop("v"), "it is lent for ever"
+        await bench.copies.close()
+
+    play(scenario)

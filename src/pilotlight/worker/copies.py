@@ -39,6 +39,7 @@ class Copies:
         self._lent: dict[str, tuple[str, Staged]] = {}
         self._unwanted: set[str] = set()
         self._loading: dict[str, str] = {}
+        self._borrowing: set[str] = set()
         self._loaded = asyncio.Condition()
         self._looking = False
 
@@ -76,11 +77,18 @@ class Copies:
                 return parked.path
         elif origin == Level.STAGED.value:
             self._unwanted.discard(variant_id)
+            self._borrowing.add(replica_id)
+            staged: Staged | None = None
             try:
-                staged = await _in_thread(self._cache.find, variant_id)
+                staged = await _in_thread(self._cache.find, variant_id, late=_close)
             except CopyError as error:
                 log.say(f"{variant_id} is not loaded from its staged copy: {error}")
-                staged = None
+            finally:
+                is_gone = replica_id not in self._borrowing
+                self._borrowing.discard(replica_id)
+            if is_gone:
+                _close(staged)
+                return None
             if staged is not None:
                 self._lent[replica_id] = variant_id, staged
                 return staged.path
@@ -95,6 +103,7 @@ class Copies:
     def ended(self, replica_id: str) -> None:
         """A replica is gone."""
         self.loaded(replica_id)
+        self._borrowing.discard(replica_id)
         variant_id, staged = self._lent.pop(replica_id, ("", None))
         if staged is not None:
             staged.close()
@@ -199,14 +208,21 @@ class Copies:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
+def _close(staged: Staged | None) -> None:
+    if staged is not None:
+        staged.close()
+
+
+async def _in_thread(work: Callable[..., T], *arguments: object, late: Callable[[T], None] | None = None) -> T:
     """Wait for what blocks. Its thread is nobody's to wait for at the end, unlike those of asyncio's own: a file system
-    that hangs must not keep a worker from ending."""
+    that hangs must not keep a worker from ending. `late` takes a result for which nobody waits any more."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
     def settle(result: T | None, error: Exception | None) -> None:
         if done.cancelled():
+            if error is None and late is not None:
+                late(cast("T", result))
             return
         if error is not None:
             done.set_exception(error)
