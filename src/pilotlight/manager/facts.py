@@ -29,7 +29,9 @@ def joined(join: Join, contexts: dict[str, Context]) -> ev.WorkerJoined:
         join.worker,
         join.pid,
         join.host,
-        tuple(Device(device.id, device.kind, device.memory_bytes) for device in join.devices),
+        tuple(
+            Device(device.id, device.kind, device.memory_bytes, is_host=device.type == "cpu") for device in join.devices
+        ),
         tuple(replica_fact(resident) for resident in residents),
         tuple(copy_fact(copy) for copy in copies),
         tuple(variant_of(variant_id, contexts[variant_id]) for variant_id in variants),
