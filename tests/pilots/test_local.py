@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -108,3 +109,37 @@ def test_close_ends_adopted_pilots_too(tmp_path: Path, orphan: Orphan, monkeypat
     mine.close()
     process = psutil.Process(int(pilot_id.split(":")[0])) if psutil.pid_exists(int(pilot_id.split(":")[0])) else None
     assert process is None or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EMFILE])
+def test_a_system_without_pidfds_loses_no_pilot(
+    tmp_path: Path, orphan: Orphan, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_pid: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
+    pilot_id = orphan()
+    pilots = provider(tmp_path)
+    assert pilots.adopt(pilot_id)
+    assert not pilots.poll()
+    pilots.close()
+    assert not local._started(int(pilot_id.split(":")[0]))
+
+
+def test_a_process_that_cant_be_ended_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("END_S_MAX", "KILLED_S_MAX"):
+        monkeypatch.setattr(local, name, 0.0)
+    pilots = provider(tmp_path)
+    pilot_id = pilots.submit("worker-1")
+    pid = pilot_id.split(":")[0]
+    pilot = pilots._pilots[pilot_id]
+    with monkeypatch.context() as system:  # which hangs in a disk that does not answer, say
+        system.setattr(pilot, "signal", lambda _number: None)
+        system.setattr(pilot, "kill", lambda: None)
+        pilots.close()
+    assert f"worker process {pid} can't be ended" in capsys.readouterr().err
+    pilot.kill()
+    pilot._process.wait()  # type: ignore[attr-defined]

@@ -8,11 +8,13 @@ pidfd where the system has them, else by looking.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -20,6 +22,8 @@ from pathlib import Path
 from pilotlight.core.errors import PilotlightError
 
 END_S_MAX = 5.0
+KILLED_S_MAX = 5.0
+"""A process that does not end by then after it was killed hangs in the system: nobody can end it."""
 CANCEL_S_MAX = 2.0
 """How long a cancelled worker may take before it is killed."""
 LOOK_S = 0.02
@@ -69,8 +73,11 @@ class _Adopted(_Pilot):
         self._started = started
         self._fd = -1
         if hasattr(os, "pidfd_open"):
-            with contextlib.suppress(PermissionError, NotImplementedError):
+            try:
                 self._fd = os.pidfd_open(pid)
+            except OSError as error:  # a kernel or a sandbox without it says ENOSYS, EINVAL or EPERM
+                if error.errno == errno.ESRCH:
+                    raise
         if not started or _started(pid) != started:
             self.close()
             raise ProcessLookupError
@@ -163,9 +170,20 @@ class LocalProvider:
         for pilot in self._pilots.values():
             pilot.signal(signal.SIGTERM)
             pilot.kill_at_s = time.monotonic() + END_S_MAX
+        give_up_at_s = time.monotonic() + END_S_MAX + KILLED_S_MAX
         while self._pilots:
             self.poll()
+            if time.monotonic() >= give_up_at_s:
+                self._leave_behind()
+                return
             time.sleep(LOOK_S)
+
+    def _leave_behind(self) -> None:
+        for pilot in self._pilots.values():
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"worker process {pilot.pid} can't be ended, not even by SIGKILL: it is left behind\n")
+            pilot.close()
+        self._pilots.clear()
 
 
 def _started(pid: int) -> str:
