@@ -90,6 +90,10 @@ class WorkerView(Struct, frozen=True, kw_only=True):
     replicas: list[ReplicaView]
 
 
+OTHERS = "(others)"
+"""Under this name `Totals.loads` sums up the contexts that were not loaded for long."""
+
+
 class Totals(Struct, frozen=True, kw_only=True):
     """Sums over the pool's life. `rows_lost`: requests that had started when their replica or worker died."""
 

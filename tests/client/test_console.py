@@ -9,7 +9,7 @@ import pytest
 from pilotlight.client.console.fold import Fold, duration, number
 from pilotlight.client.console.summary import render, summarise
 from pilotlight.messages import JobEnded, Notice, Snapshot
-from pilotlight.views import JobView, ReplicaView, Totals, WorkerView
+from pilotlight.views import OTHERS, JobView, ReplicaView, Totals, WorkerView
 
 
 def _view(done: int, **more: object) -> JobView:
@@ -131,3 +131,11 @@ def test_an_unfinished_output_is_not_called_one() -> None:
     told = dict(summarise(JobEnded(job="j", outcome="cancelled", view=view, totals=Totals()), output="out.jsonl"))
     assert "output" not in told
     assert "out.jsonl.pilotlight" in told["unfinished"]
+
+
+def test_loads_since_we_came_are_right_when_contexts_are_summed_up() -> None:
+    fold = Fold()
+    fold.before = Totals(loads={"a": 5, "b": 1, OTHERS: 10})
+    assert fold.since(Totals(loads={"a": 6, "b": 1, "c": 2, OTHERS: 10})).loads == {"a": 1, "c": 2}
+    assert fold.since(Totals(loads={"b": 3, OTHERS: 15})).loads == {"b": 2}  # `a` was summed up, and not loaded
+    assert fold.since(Totals(loads={"a": 1, "b": 1, OTHERS: 16})).loads == {OTHERS: 2}  # loaded twice, once since

@@ -240,6 +240,16 @@ def test_two_whole_files_repeat_nothing(tmp_path: Path) -> None:
     assert sum(isinstance(record, Began) for record in read(tmp_path)) == 1
 
 
+def test_managers_that_restart_keep_two_files(tmp_path: Path) -> None:
+    for epoch in range(1, 20):
+        log = EventLog(tmp_path, epoch=epoch, file_bytes_max=4000)
+        clock = Clock(log)
+        for n in range(10):
+            clock.take(0.1 + n / 10, written(n, n + 1, f"lease-{epoch}.{n}"), grant(n, n + 1))
+        log.close()
+    assert sum(path.stat().st_size for path in eventfile.files(tmp_path)) < 2 * 8_000
+
+
 # --- disks
 
 

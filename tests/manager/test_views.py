@@ -6,8 +6,10 @@ from pilotlight.core import events as ev
 from pilotlight.manager import views
 from pilotlight.manager.facts import variant_of
 from pilotlight.manager.jobs import variant_id_of
+from pilotlight.manager.ledger import NAMES_MAX, Ledger
 from pilotlight.manager.loop import Manager
 from pilotlight.messages import Copy, Join, Reported, Resident
+from pilotlight.views import OTHERS
 from pilotlight.wire import Context
 from tests.manager.test_loop import CONTEXT, CPU, VARIANT, Link, played, stream_job
 
@@ -57,3 +59,13 @@ def test_loads_count_once_and_an_inventory_not_at_all() -> None:
 
 def fields(resident: Resident) -> dict[str, object]:
     return {name: getattr(resident, name) for name in resident.__struct_fields__}
+
+
+def test_loads_of_contexts_without_end_are_summed_up() -> None:
+    ledger = Ledger()
+    for n in range(3 * NAMES_MAX):
+        ledger.resident("w", Resident(device="cpu", variant="v", replica=f"w.{n}", state="live"), f"context {n}")
+    assert len(ledger.loads) == NAMES_MAX
+    assert sum(ledger.loads.values()) == 3 * NAMES_MAX
+    assert f"context {3 * NAMES_MAX - 1}" in ledger.loads
+    assert ledger.loads[OTHERS] == 2 * NAMES_MAX + 1

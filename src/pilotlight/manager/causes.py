@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
+
+KEPT_MAX = 256
+"""What was decided about a worker and never answered is forgotten after so much else of its kind."""
 
 
 class Causes:
@@ -28,15 +32,18 @@ class Causes:
             match decision:
                 case do.SendWants(worker_id):
                     before = self._wants.get(worker_id, {})
-                    wanted = [(device_id, variant_id, level.value) for device_id, variant_id, level in decision.wants]
-                    self._wants[worker_id] = {key: before.get(key, n) for key in wanted}
-                    self._unwanted[worker_id] = {
-                        key: at
-                        for key, at in {**self._unwanted.get(worker_id, {}), **dict.fromkeys(before, n)}.items()
-                        if key not in self._wants[worker_id]
-                    }
+                    wants = [(device_id, variant_id, level.value) for device_id, variant_id, level in decision.wants]
+                    self._wants[worker_id] = {key: before.get(key, n) for key in wants}
+                    unwanted = self._unwanted.setdefault(worker_id, {})
+                    for key in wants:
+                        unwanted.pop(key, None)
+                    for key in before.keys() - self._wants[worker_id].keys():
+                        unwanted[key] = n
+                    _shorten(unwanted)
                 case do.RevokeRows(worker_id, lease_id):
-                    self._revokes.setdefault(worker_id, {})[lease_id] = n
+                    revokes = self._revokes.setdefault(worker_id, {})
+                    revokes[lease_id] = n
+                    _shorten(revokes)
                 case do.ReadRows(job_id):
                     self._reads[job_id] = n
                 case do.WriteFailure(job_id, index):
@@ -60,14 +67,25 @@ class Causes:
             case ev.LoadFailed():
                 return self._wants.get(event.worker_id, {}).get((event.device_id, event.variant_id, "live"))
             case ev.ReplicaStopped():
-                return self._unwanted.get(event.worker_id, {}).get((event.device_id, event.variant_id, "live"))
+                return self._unwanted.get(event.worker_id, {}).pop((event.device_id, event.variant_id, "live"), None)
             case ev.CopyReported(worker_id, fact):
-                wants = self._wants if fact.bytes else self._unwanted
-                of_variant = [n for key, n in wants.get(worker_id, {}).items() if key[1] == fact.variant_id]
-                return max(of_variant, default=None)
+                wants = (self._wants if fact.bytes else self._unwanted).get(worker_id, {})
+                of_variant = [key for key in wants if key[1] == fact.variant_id]
+                step = max((wants[key] for key in of_variant), default=None)
+                if not fact.bytes:
+                    for key in of_variant:
+                        if key[2] == fact.level.value:
+                            del wants[key]
+                return step
             case ev.WorkerLost():
                 for by_worker in (self._wants, self._unwanted, self._revokes):
                     by_worker.pop(event.worker_id, None)
                 return None
             case _:
                 return None
+
+
+def _shorten(steps: dict[Any, int]) -> None:
+    """Forget the oldest."""
+    while len(steps) > KEPT_MAX:
+        del steps[next(iter(steps))]

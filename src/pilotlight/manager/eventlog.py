@@ -110,7 +110,7 @@ class EventLog:
         self._rows: dict[tuple[str, str, str], _Rows] = {}
         self._lines: list[bytes] = []
         self._flush_at_s = self._began_s + FLUSH_S
-        self._bytes = 0
+        self._bytes = _size(folder / NAME)
         self._bytes_max = file_bytes_max
         self._header_again = self._encode(msgspec.structs.replace(self._header, again=True))
         self._writer = _Writer(folder, self._began_s, open_file, self._header_again)
@@ -260,6 +260,14 @@ class EventLog:
         """Write out what there is, for a moment at most."""
         self.flush(time.monotonic())
         self._writer.close()
+
+
+def _size(path: Path) -> int:
+    """How long the file is that a manager before this one left."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 class _Writer:

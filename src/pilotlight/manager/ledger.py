@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from pilotlight.core.state import State
 from pilotlight.messages import Resident
-from pilotlight.views import Totals
+from pilotlight.views import OTHERS, Totals
+
+NAMES_MAX = 100
+"""Loads are counted by name for so many contexts, those that were loaded last; of all others there is one sum."""
 
 
 class Ledger:
@@ -29,8 +32,15 @@ class Ledger:
         self._last[key] = resident
         woke = before is not None and before.state == "asleep"
         if resident.state == "live" and (before is None or woke):
-            self.loads[name] = self.loads.get(name, 0) + 1
+            self.loads[name] = self.loads.pop(name, 0) + 1
+            self._sum_up()
             self.load_s += resident.load_s
+
+    def _sum_up(self) -> None:
+        while len(self.loads) > NAMES_MAX:
+            others = self.loads.pop(OTHERS, 0)
+            oldest = next(iter(self.loads))
+            self.loads[OTHERS] = others + self.loads.pop(oldest)
 
     def inventory(self, worker_id: str, residents: list[Resident]) -> None:
         """A worker joined. What it holds was loaded in an earlier manager's time, and is counted no more."""

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from pilotlight.messages import JobEnded, Notice, Snapshot
-from pilotlight.views import JobView, ReplicaView, Totals, WorkerView
+from pilotlight.views import OTHERS, JobView, ReplicaView, Totals, WorkerView
 
 _SUMS = ("load_s", "busy_s", "rows_lost", "workers_lost", "replicas_lost")
 RATE_S = 10.0
@@ -57,7 +57,9 @@ class Fold:
         """What of a pool's sums was done since we came."""
         before = self.before or Totals()
         sums = {name: getattr(totals, name) - getattr(before, name) for name in _SUMS}
-        loads = {name: count - before.loads.get(name, 0) for name, count in totals.loads.items()}
+        loads = {name: totals.loads.get(name, 0) - before.loads.get(name, 0) for name in totals.loads | before.loads}
+        if summed_up := sum(count for count in loads.values() if count < 0):
+            loads[OTHERS] = loads.get(OTHERS, 0) + summed_up
         return Totals(loads={name: count for name, count in loads.items() if count > 0}, **sums)
 
     def take_notices(self) -> list[Notice]:
