@@ -154,3 +154,18 @@ def test_a_pilot_that_was_about_to_be_submitted_may_have_been(clock: Clock) -> N
     clock.now += RETURN_S_MAX + 1
     keeper.look()
     assert list(provider.names.values()) == ["worker-2-1"]
+
+
+def test_strangers_are_known_to_the_manager_after_next(clock: Clock) -> None:
+    kept: list[Mapping[str, str]] = []
+    keeper = Keeper(Provider(), 1, quiet, epoch=2, keep=kept.append)
+    keeper.joined("worker-7")
+    assert kept[-1] == {"worker-7": ""}
+    provider = Provider()
+    later = Keeper(provider, 1, quiet, epoch=3, keep=kept.append)
+    later.adopt(kept[-1])
+    later.look()
+    assert not provider.names
+    clock.now += RETURN_S_MAX + 1
+    later.look()
+    assert list(kept[-1]) == ["worker-3-1"]

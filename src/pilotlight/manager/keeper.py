@@ -31,7 +31,7 @@ class Keeper:
     Names are used once in a pool's life: `worker-1`, `worker-2`, … in its first epoch, `worker-3-1` in its third.
     `keep` is told name -> pilot id whenever that changes, before a submission too (with an empty id), so that the next
     manager knows of every worker that may live; `ended` hears the name of each whose pilot is gone. A worker that no
-    pilot of ours runs counts as one.
+    pilot of ours runs counts as one, and is kept with an empty id.
     """
 
     def __init__(
@@ -80,7 +80,10 @@ class Keeper:
             if life.name == name:
                 life.joined = True
                 return
+        is_new = name not in self._strangers
         self._strangers[name] = math.inf
+        if is_new:
+            self._tell()
 
     def left(self, name: str) -> None:
         """A worker's connection broke."""
@@ -102,7 +105,10 @@ class Keeper:
         for life in list(self._lives.values()):
             if not life.joined and now - life.began_s > JOIN_S_MAX:
                 self.give_up(life.name)
-        self._strangers = {name: until_s for name, until_s in self._strangers.items() if until_s > now}
+        if overdue := [name for name, until_s in self._strangers.items() if until_s <= now]:
+            for name in overdue:
+                del self._strangers[name]
+            self._tell()
         while len(self._lives) + len(self._strangers) < self._target and now >= self._not_before_s:
             name = f"{self._prefix}{self._made + 1}"
             self._tell(name)
@@ -141,5 +147,5 @@ class Keeper:
         return ended
 
     def _tell(self, coming: str = "") -> None:
-        pilots = {life.name: pilot_id for pilot_id, life in self._lives.items()}
+        pilots = dict.fromkeys(self._strangers, "") | {life.name: pilot_id for pilot_id, life in self._lives.items()}
         self._keep({**pilots, coming: ""} if coming else pilots)

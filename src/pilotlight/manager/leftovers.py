@@ -10,6 +10,7 @@ import contextlib
 import re
 import shutil
 from collections import deque
+from collections.abc import Collection
 from pathlib import Path
 
 GONE_MAX = 20
@@ -26,8 +27,8 @@ class Leftovers:
         self._log_dir = log_dir
         self._gone: deque[str] = deque()
 
-    def found(self, alive: list[str]) -> None:
-        """Take over what the manager before this one left, given the workers that live on."""
+    def found(self, alive: Collection[str]) -> None:
+        """Take over what the manager before this one left, given the workers that live on, or may."""
         logs = sorted(self._logs(), key=lambda log: log[0])
         for _, name in logs:
             if name not in alive:
