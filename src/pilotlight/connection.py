@@ -89,6 +89,11 @@ class Connection(asyncio.Protocol):
         """Whether nothing more can be sent."""
         return self._closed or self._closing
 
+    @property
+    def full(self) -> bool:
+        """Whether more than a megabyte waits for the peer to read: what it can do without is better left out."""
+        return not self._resume.is_set()
+
     def send(self, message: Any) -> None:
         """Queue a message; a closed connection swallows it (its `on_closed` tells)."""
         if self.closed:

@@ -82,3 +82,8 @@ def is_up(pool: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def command(verb: str, name: str) -> str:
+    """What to type to have that done to the pool of that name."""
+    return f"pilotlight {verb}" + ("" if name == DEFAULT_NAME else f" --pool {name}")

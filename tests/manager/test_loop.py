@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,7 @@ from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.loop import Manager
 from pilotlight.messages import (
     Copy,
+    Drain,
     Grant,
     Join,
     Kept,
@@ -29,6 +31,7 @@ from pilotlight.messages import (
     WorkerMessage,
 )
 from pilotlight.wire import (
+    VERSION,
     Chunk,
     Context,
     DeviceSpec,
@@ -257,5 +260,40 @@ def test_nothing_is_kept_of_workers_that_are_gone() -> None:
         assert not job.sent_to
         assert not manager.ledger.stages("w", "w.1")
         assert not manager.scheduler.state.workers
+
+    played(play)
+
+
+def test_what_waits_for_its_job_is_gone_with_its_worker() -> None:
+    def play(manager: Manager, link: Link) -> None:
+        manager.expect_jobs(["job-1"])
+        link.say("w", join(resident(4, context=CONTEXT)))
+        rows = Rows(seq=1, lease="lease-1.1", job="job-1", device="cpu", chunk=ResultChunk([(0, 1)], b"0"))
+        link.say("w", rows)
+        link.lose("w", "gone")
+        sent: list[RowsOut] = []
+        stream_job(manager, sent, known_upto=10)
+        assert not sent
+        link.say("w", join(resident(4, context=CONTEXT)))
+        link.say("w", rows)  # it never heard that they were taken
+        assert [out.chunk.spans for out in sent] == [[(0, 1)]]
+
+    played(play)
+
+
+def test_a_worker_of_another_version_is_told_to_leave_and_spoken_of_once() -> None:
+    def play(manager: Manager, link: Link) -> None:
+        notes: list[str] = []
+        manager.watcher = cast("Any", SimpleNamespace(notice=lambda notice: notes.append(notice.text)))
+        for _ in range(2):
+            link.say("w", Join(version=VERSION + 1, worker="w", pid=1, host="h", devices=[CPU]))
+            link.say("w", Reported(resident=resident(4)))
+        assert [message for _, message in link.sent] == [Drain(grace_s=0.0)] * 2
+        assert len(notes) == 1
+        assert f"speaks version {VERSION + 1}" in notes[0]
+        assert not manager.scheduler.state.workers
+        link.lose("w", "it left")
+        link.say("w", join())
+        assert "w" in manager.scheduler.state.workers
 
     played(play)

@@ -20,9 +20,9 @@ from pilotlight.manager.journal import JobRecord, PoolJournal
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.loop import Manager
 from pilotlight.manager.submissions import Submissions
-from pilotlight.messages import Accepted, Attach, Cancel, Done, JobEnded, Refused, Submit
-from pilotlight.wire import JobRequest, Operation, PathInput, PathOutput, PoolSpec
-from tests.manager.test_loop import CONTEXT, Link, NoPilots, quiet
+from pilotlight.messages import Accepted, Ack, Attach, Cancel, Done, JobEnded, Join, Refused, Rows, Submit
+from pilotlight.wire import JobRequest, Operation, PathInput, PathOutput, PoolSpec, ResultChunk
+from tests.manager.test_loop import CONTEXT, CPU, Link, NoPilots, quiet
 
 M = TypeVar("M")
 
@@ -136,7 +136,7 @@ def test_a_resumed_job_that_nobody_comes_for_is_stopped(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("detached", [False, True])
-def test_who_attaches_to_a_resumed_job_in_time_holds_it(tmp_path: Path, detached: bool) -> None:
+def test_who_attaches_to_a_resumed_job_keeps_it_and_may_leave(tmp_path: Path, detached: bool) -> None:
     job = remembered(tmp_path, detached=detached)
 
     async def play(pool: Pool) -> None:
@@ -147,10 +147,113 @@ def test_who_attaches_to_a_resumed_job_in_time_holds_it(tmp_path: Path, detached
         pool.attach(watcher, str(tmp_path / "out.jsonl"))
         await watcher.take(Accepted)
         pool.leave(client)
-        if detached:
-            pool.submissions.cancel(_connection(watcher), Cancel(job=job, ticket=3))
-            await watcher.take(Done)
+        assert pool.journal.jobs[job].detached
+        assert pool.submissions._jobs[job].orphan is None
+        assert job in pool.manager.scheduler.state.jobs
+        pool.submissions.cancel(_connection(watcher), Cancel(job=job, ticket=3))
+        assert "is cancelled" in (await watcher.take(Done)).text
         assert (await watcher.take(JobEnded)).outcome == "cancelled"
+
+    played(tmp_path, play)
+
+
+def test_who_is_gone_before_its_job_is_found_follows_nothing(tmp_path: Path) -> None:
+    job = remembered(tmp_path, detached=False)
+
+    async def play(pool: Pool) -> None:
+        resumed = pool.submissions.resume()
+        gone = Client()
+        pool.attach(gone, job)
+        pool.leave(gone)
+        await resumed
+        follower = Client()
+        pool.attach(follower, job)  # its turn comes after
+        await follower.take(Accepted)
+        followed = pool.submissions._jobs[job]
+        assert (followed.watchers, followed.holders) == ({_connection(follower)}, set())
+        assert gone.told.empty()
+
+    played(tmp_path, play)
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_jobs_of_a_pool_that_pauses_are_remembered(tmp_path: Path, detached: bool) -> None:
+    jobs: list[str] = []
+
+    async def play(pool: Pool) -> None:
+        client = Client()
+        pool.submit(client, detached=detached)
+        jobs.append((await client.take(Accepted)).job)
+        await pool.submissions.stop(paused=True)
+        ended = await client.take(JobEnded)
+        assert ended.outcome == "suspended"
+        assert "goes on when the pool is up again (pilotlight up" in ended.message
+
+    played(tmp_path, play)
+
+    async def again(pool: Pool) -> None:
+        assert list(pool.journal.jobs) == jobs
+        await pool.submissions.resume()
+        assert [(view.job, view.state, view.detached) for view in pool.submissions.views()] == [
+            (jobs[0], "running", detached)
+        ]
+
+    played(tmp_path, again)
+    assert not PoolJournal(tmp_path, quiet, keeps=True).jobs
+
+
+def test_a_job_that_was_cancelled_does_not_come_back_after_a_pause(tmp_path: Path) -> None:
+    async def play(pool: Pool) -> None:
+        client = Client()
+        pool.submit(client, detached=True)
+        job = (await client.take(Accepted)).job
+        belief = pool.manager.scheduler.state.jobs[job]
+        belief.state = JobState.DRAINING  # as while a replica finishes what it began
+        await pool.submissions.stop(paused=True)
+        assert (await client.take(JobEnded)).outcome == "cancelled"
+        assert not pool.journal.jobs
+
+    played(tmp_path, play)
+
+
+def test_what_only_closes_its_files_is_not_said_to_be_cancelled(tmp_path: Path) -> None:
+    async def play(pool: Pool) -> None:
+        client = Client()
+        pool.submit(client)
+        job = (await client.take(Accepted)).job
+        for ticket in (1, 2):
+            pool.submissions.cancel(_connection(client), Cancel(job=job, ticket=ticket))
+        assert "is cancelled" in (await client.take(Done)).text
+        assert "has come to its end already" in (await client.take(Done)).text
+
+    played(tmp_path, play)
+
+
+def test_results_of_a_job_that_is_being_opened_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = remembered(tmp_path, detached=True)
+    go_on = threading.Event()
+    really = submissions_module.build.open_path_job
+
+    def slowly(request: JobRequest, job_id: str, **more: Any) -> Any:
+        go_on.wait(30)
+        return really(request, job_id, **more)
+
+    monkeypatch.setattr(submissions_module.build, "open_path_job", slowly)
+
+    async def play(pool: Pool) -> None:
+        link = cast("Link", pool.manager._link)
+        acks: asyncio.Queue[int] = asyncio.Queue()
+        link.send = lambda _worker, message: acks.put_nowait(message.upto) if isinstance(message, Ack) else None
+        resumed = pool.submissions.resume()
+        link.say("w", Join(worker="w", pid=1, host="h", devices=[CPU]))
+        chunk = ResultChunk([(3, 5)], b'{"index":3}\n{"index":4}')
+        link.say("w", Rows(seq=7, lease="lease-0.1", job=job, device="cpu", chunk=chunk))
+        link.say("w", Rows(seq=8, lease="lease-0.2", job="job-9-other", device="cpu", chunk=chunk))
+        assert await acks.get() == 6
+        go_on.set()
+        await resumed
+        assert pool.manager.scheduler.state.jobs[job].done.spans() == [(3, 5)]
+        assert await acks.get() == 8
 
     played(tmp_path, play)
 

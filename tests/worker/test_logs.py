@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pilotlight import logfiles
 from pilotlight.worker import logs
 
 
@@ -22,10 +23,10 @@ def test_a_long_log_keeps_its_end_while_it_is_written(tmp_path: Path) -> None:
     path, short = tmp_path / "long.log", tmp_path / "short.log"
     short.write_bytes(b"short\n")
     with path.open("ab", buffering=0) as log:
-        log.write(b"x" * (logs.LOG_BYTES_MAX + 1) + b"\nthe last line\n")
-        logs.shorten([path, short, tmp_path / "missing.log"])
+        log.write(b"x" * (logfiles.LOG_BYTES_MAX + 1) + b"\nthe last line\n")
+        logfiles.shorten([path, short, tmp_path / "missing.log"])
         log.write(b"one more\n")
-    assert path.stat().st_size < 2 * logs.KEPT_BYTES
+    assert path.stat().st_size < 2 * logfiles.KEPT_BYTES
     assert path.read_bytes().endswith(b"x\nthe last line\none more\n")
     assert short.read_bytes() == b"short\n"
     assert logs.last_line(path) == ": one more"

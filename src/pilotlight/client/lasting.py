@@ -23,7 +23,7 @@ from pilotlight.client import folders, launch
 from pilotlight.client.session import Session
 from pilotlight.core.errors import ConfigError, JobCancelled, PilotlightError
 from pilotlight.messages import Ask, ContextsAnswer, Hello, JobsAnswer, Shutdown
-from pilotlight.poolfile import DEFAULT_NAME, is_up, pool_folder, read_spec, remove_sockets, socket_path, write_spec
+from pilotlight.poolfile import command, is_up, pool_folder, read_spec, remove_sockets, socket_path, write_spec
 from pilotlight.views import ContextView, JobView
 from pilotlight.wire import PoolSpec, WorkerShape
 
@@ -34,7 +34,6 @@ DOWN_S_MAX = 60.0
 TALK_S_MAX = 10.0
 KILL_S_MAX = 10.0
 LOOK_S = 0.05
-MANAGER_LOG_BYTES_MAX = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -139,11 +138,6 @@ def find(name: str) -> tuple[Path, PoolSpec]:
     return folder, read_spec(folder)
 
 
-def command(verb: str, name: str) -> str:
-    """What to type."""
-    return f"pilotlight {verb}" + ("" if name == DEFAULT_NAME else f" --pool {name}")
-
-
 def described(spec: PoolSpec) -> str:
     """`2 workers`, with what is special about them."""
     workers = f"{spec.workers} worker{'' if spec.workers == 1 else 's'}"
@@ -173,10 +167,6 @@ def _spec_of(folder: Path, name: str, wishes: Wishes, *, crashed: bool) -> PoolS
 
 
 def _start(folder: Path, spec: PoolSpec) -> None:
-    log = Path(spec.log_dir) / "manager.log"
-    with contextlib.suppress(OSError):
-        if log.stat().st_size > MANAGER_LOG_BYTES_MAX:
-            log.replace(log.with_suffix(".log.1"))
     if spec.socket_dir:
         Path(spec.socket_dir).mkdir(mode=0o700, exist_ok=True)  # /tmp is swept by some systems
     was_ended = not shall_be_up(folder)

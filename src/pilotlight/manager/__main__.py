@@ -1,7 +1,8 @@
 """`python -m pilotlight.manager POOL_DIR`: the manager's process.
 
 The manager of a lasting pool is a daemon: whoever starts it gives it a session of its own and leaves. It ends in order
-at SIGTERM or when a client says so; after a crash, the next one on the same folder goes on with its jobs and workers.
+when a client says so, or at SIGTERM, which only pauses its jobs. The next one on the same folder goes on with those,
+and after a crash with its workers too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import msgspec
 
 from pilotlight.core.allocation import Options
 from pilotlight.core.errors import ConfigError, PilotlightError
+from pilotlight.logfiles import shorten
 from pilotlight.manager import build
 from pilotlight.manager.clients import Clients
 from pilotlight.manager.eventlog import EventLog
@@ -36,6 +38,8 @@ EXIT_BROKEN = 70
 """sysexits.h's EX_SOFTWARE: a mistake of ours."""
 RESUME_S_MAX = 30.0
 """How long workers that outlived a manager are kept waiting, so that its jobs can take what they finished meanwhile."""
+LOG_S = 60.0
+"""How often to see whether the log has grown too long."""
 LOCK_TRIES = 20
 LOCK_S = 0.05
 """Who asks whether a pool is up holds its lock for a moment."""
@@ -79,16 +83,17 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_broke)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, clients.over.set)
+        loop.add_signal_handler(number, clients.signalled)
     if spec.lasting:
         loop.add_signal_handler(signal.SIGHUP, lambda: None)  # ignored, but not by its workers
     over = loop.create_task(clients.over.wait())
+    shortening = loop.create_task(_keep_short(Path(spec.log_dir) / "manager.log"))
     owner: asyncio.Task[None] | None = None
     try:
         if alive := keeper.adopt(journal.pilots):
             manager.note("info", f"still there from the manager before this one: {', '.join(alive)}")
         if spec.lasting:
-            leftovers.found(alive)
+            leftovers.found(journal.pilots)
         resumed = clients.submissions.resume() if journal.jobs else None
         if resumed is None:
             await manager.start()
@@ -104,11 +109,19 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
         await over
     finally:
         over.cancel()
+        shortening.cancel()
         if owner is not None:
             owner.cancel()
         await clients.stop()
         await manager.stop()
         await asyncio.to_thread(log.close)
+
+
+async def _keep_short(log: Path) -> None:
+    """It is where our stderr goes, for as long as the pool lasts."""
+    while True:
+        await asyncio.to_thread(shorten, [log])
+        await asyncio.sleep(LOG_S)
 
 
 def _broke(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> NoReturn:

@@ -56,7 +56,8 @@ class _Client:
 
 
 class Clients:
-    """Serves clients on the pool's socket. `over` is set when the pool shall end."""
+    """Serves clients on the pool's socket. `over` is set when the pool shall end; with `paused`, so that the next
+    manager goes on with its jobs."""
 
     def __init__(self, pool_dir: str, spec: PoolSpec, manager: Manager, journal: PoolJournal) -> None:
         self._path = socket_path(Path(pool_dir), spec, "client.sock")
@@ -67,6 +68,7 @@ class Clients:
         self.submissions = Submissions(spec, manager, journal)
         self._residences = Residences(manager, journal)
         self.over = asyncio.Event()
+        self.paused = False
         manager.watcher = self
 
     async def start(self) -> None:
@@ -83,9 +85,14 @@ class Clients:
                 return
             await asyncio.sleep(OWNER_LOOK_S)
 
+    def signalled(self) -> None:
+        """The system ends this process, or a user's `kill`: a pool that stays comes back, with its jobs."""
+        self.paused = self._spec.lasting
+        self.over.set()
+
     async def stop(self) -> None:
         """End all jobs, tell their clients, and close."""
-        await self.submissions.stop()
+        await self.submissions.stop(paused=self.paused)
         await self._residences.stop()
         if self._server is not None:
             self._server.close()
@@ -133,6 +140,7 @@ class Clients:
             case Hello():
                 self._greet(client, message)
             case Shutdown():
+                self.paused = False
                 self.over.set()
 
     def _greet(self, client: _Client, hello: Hello) -> None:
@@ -168,7 +176,7 @@ class Clients:
     def notice(self, notice: Notice) -> None:
         """See `loop.Watcher`."""
         for client in self._clients:
-            if client.watcher is not None:
+            if client.watcher is not None and not client.connection.full:  # one that stands still misses some
                 client.connection.send(notice)
 
     def ended(self, job: JobFiles, state: JobState, kind: str, message: str) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Protocol
 
@@ -21,9 +21,10 @@ from pilotlight.core.allocation import Options
 from pilotlight.core.errors import InputError, OutputError, PilotlightError, Superseded
 from pilotlight.core.ranges import Span, span_count
 from pilotlight.core.scheduler import Scheduler
-from pilotlight.core.transitions import JobState
+from pilotlight.core.transitions import JobState, Level
 from pilotlight.io import rows as row_codec
 from pilotlight.manager import facts
+from pilotlight.manager.early import EarlyRows
 from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, only
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.ledger import Ledger
@@ -94,6 +95,9 @@ class Manager:
         self._keeper = keeper
         self._events: deque[ev.ManagerEvent] = deque()
         self._handling = False
+        self._early = EarlyRows()
+        self._foreign: set[str] = set()
+        """Workers of another version: they are told to leave."""
         self._acks: dict[str, int] = {}
         self._ack_due = False
         self._ticker: asyncio.Task[None] | None = None
@@ -136,10 +140,21 @@ class Manager:
                 attempts=attempts,
             )
         )
+        self._take_early(job.job_id)
+
+    def expect_jobs(self, job_ids: Iterable[str]) -> None:
+        """These jobs of an earlier manager are being opened: results of theirs wait until `add_job` or `forget_job`."""
+        self._early.expect(job_ids)
 
     def forget_job(self, job_id: str) -> None:
-        """A job's files are closed."""
+        """A job's files are closed, or can't be opened."""
         self.jobs.pop(job_id, None)
+        self._take_early(job_id)
+
+    def _take_early(self, job_id: str) -> None:
+        for worker_id, rows in self._early.come(job_id):
+            self._results(worker_id, rows)
+            self._ack(worker_id, rows.seq)
 
     def tell_all(self, message: ManagerMessage) -> None:
         """Send to all workers that are here."""
@@ -179,7 +194,12 @@ class Manager:
                 self._link.send(worker_id, Revoke(epoch=self.epoch, lease=lease_id, rows=rows))
             case do.SendWants():
                 wants = [
-                    Want(device=d, variant=v, context=self.contexts[v], level=level.value)
+                    Want(
+                        device=d,
+                        variant=v,
+                        context=self.contexts[v],
+                        level="parked" if level is Level.PARKED else "live",
+                    )
                     for d, v, level in decision.wants
                 ]
                 message = Wants(epoch=self.epoch, version=decision.version, wants=wants)
@@ -231,7 +251,7 @@ class Manager:
             job=grant.job_id,
             chunks=chunks,
             isolated=grant.isolated,
-            avoid=grant.avoid,
+            avoid=list(grant.avoid),
         )
         self._link.send(grant.worker_id, message)
 
@@ -269,6 +289,10 @@ class Manager:
         self._ack(worker_id, rows.seq)
         self.ledger.busy_s += rows.chunk.counters.get("busy_s", 0.0)
         self.put(ev.WorkerHeard(worker_id, rows.started))
+        if not self._early.hold(worker_id, rows):
+            self._results(worker_id, rows)
+
+    def _results(self, worker_id: str, rows: Rows) -> None:
         job = self.jobs.get(rows.job)
         belief = self.scheduler.state.jobs.get(rows.job)
         if job is None or belief is None:
@@ -324,7 +348,7 @@ class Manager:
             self._output_failed(job, error)
 
     def _ack(self, worker_id: str, seq: int) -> None:
-        self._acks[worker_id] = seq
+        self._acks[worker_id] = max(seq, self._acks.get(worker_id, 0))
         if not self._ack_due:
             self._ack_due = True
             asyncio.get_running_loop().call_later(ACK_S, self._send_acks)
@@ -332,7 +356,7 @@ class Manager:
     def _send_acks(self) -> None:
         self._ack_due = False
         for worker_id, seq in self._acks.items():
-            self._link.send(worker_id, Ack(upto=seq))
+            self._link.send(worker_id, Ack(upto=self._early.upto(worker_id, seq)))
         self._acks.clear()
 
     def _end(self, job: JobFiles, state: JobState, kind: str, message: str) -> None:
@@ -345,6 +369,8 @@ class Manager:
     # --- workers
 
     def _worker_said(self, worker_id: str, message: WorkerMessage) -> None:
+        if worker_id in self._foreign and not isinstance(message, Join):
+            return
         match message:
             case Rows():
                 self._rows(worker_id, message)
@@ -372,11 +398,14 @@ class Manager:
 
     def _joined(self, join: Join) -> None:
         if join.version != VERSION:
-            self._link.drop(join.worker, "another version")
-            self.note(
-                "warning", f"{join.worker} speaks version {join.version}, not {VERSION}: it can't join", join.worker
-            )
+            if join.worker not in self._foreign:
+                self._foreign.add(join.worker)
+                text = f"{join.worker} speaks version {join.version}, not {VERSION}: it can't join, and is ended"
+                self.note("warning", text, join.worker)
+            self._link.send(join.worker, Drain(grace_s=0.0))
+            self._keeper.give_up(join.worker)  # should it not understand
             return
+        self._foreign.discard(join.worker)
         self._forget_worker(join.worker)
         self._link.send(join.worker, Welcome(epoch=self.epoch))
         self._keeper.joined(join.worker)
@@ -393,6 +422,7 @@ class Manager:
     def _forget_worker(self, worker_id: str) -> None:
         """What was kept for a worker's connection is void."""
         self._acks.pop(worker_id, None)
+        self._early.forget_worker(worker_id)
         self.ledger.forget_worker(worker_id)
         for job in self.jobs.values():
             job.sent_to.discard(worker_id)

@@ -2,7 +2,8 @@
 
 A job has followers. Those who submitted it hold it: when the last of them is gone it is cancelled, unless it is
 detached; what a path job has written stays for the next time. Those who only attached may come and go. A path job is
-in the pool's journal from before its `Accepted` to its end, so the next manager of a pool that crashed takes it up.
+in the pool's journal from before its `Accepted` to its end, so the next manager takes it up where one crashed, or was
+told by the system to end.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pilotlight.manager.journal import JobRecord, PoolJournal
 from pilotlight.manager.loop import Manager
 from pilotlight.manager.report import run_report
 from pilotlight.messages import Accepted, Attach, Cancel, Done, InputEnd, JobEnded, Refused, RowsIn, Submit
+from pilotlight.poolfile import command
 from pilotlight.views import JobView
 from pilotlight.wire import JobRequest, PathInput, PathOutput, PoolSpec
 
@@ -33,6 +35,8 @@ ERROR_ROWS_EXIT_CODE = 3
 ORPHAN_S = 60.0
 """How long a resumed job waits for the client that its old manager's crash cut off."""
 _ENDING = "the pool ends: no job can begin in it"
+_PAUSED = "pool_paused"
+"""The kind of end of jobs that go on in the pool's next manager."""
 
 
 @dataclass(eq=False, slots=True)
@@ -116,6 +120,7 @@ class Submissions:
 
     def resume(self) -> asyncio.Task[None]:
         """Take up what the manager before this one left; done when all of it is open again, or told as lost."""
+        self._manager.expect_jobs(self._journal.jobs)
 
         async def resume_all() -> None:
             await asyncio.gather(*(self._resume(record) for record in list(self._journal.jobs.values())))
@@ -123,17 +128,26 @@ class Submissions:
         self._resuming = self._run(resume_all())
         return self._resuming
 
-    async def stop(self) -> None:
-        """End all jobs and tell their followers."""
+    async def stop(self, *, paused: bool = False) -> None:
+        """End all jobs and tell their followers. `paused`: jobs between files go on in the pool's next manager."""
         self._over = True
         for task in list(self._asked):
             task.cancel()
         if self._resuming is not None:
             self._resuming.cancel()  # what is not open stays in the journal
         for job_id in list(self._jobs):
-            self._manager.put(ev.JobCancelled(job_id, drain=False))
+            if paused and self._may_go_on(job_id):
+                up = command("up", self._spec.name)
+                reason = f"the pool's manager was told to end; the job goes on when the pool is up again ({up})"
+                self._manager.put(ev.JobBroken(job_id, suspended=True, kind=_PAUSED, reason=reason))
+            else:
+                self._manager.put(ev.JobCancelled(job_id, drain=False))
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _may_go_on(self, job_id: str) -> bool:
+        belief = self._manager.scheduler.state.jobs.get(job_id)  # one that drains was cancelled by somebody
+        return job_id in self._journal.jobs and belief is not None and belief.state is JobState.RUNNING
 
     # --- submission
 
@@ -297,10 +311,13 @@ class Submissions:
         except PilotlightError as error:
             refuse(client, attach.ticket, error)
             return
-        if job.orphan is not None:
-            self._hold(client, job)  # the client that its crashed manager cut off
-        else:
-            job.watchers.add(client)
+        if client.closed:  # it was gone before its job was found
+            return
+        if job.orphan is not None:  # somebody looks after it, and must be able to leave without ending it
+            job.orphan.cancel()
+            job.orphan = None
+            self._detach(job)
+        job.watchers.add(client)
         self._accept(client, attach.ticket, job)
 
     async def _cancel(self, client: Connection, cancel: Cancel) -> None:
@@ -311,10 +328,14 @@ class Submissions:
                 refuse(client, cancel.ticket, error)
             return
         job_id = job.files.job_id
-        self._manager.put(ev.JobCancelled(job_id, cancel.drain))
-        if cancel.ticket:
+        if job_id not in self._manager.scheduler.state.jobs:
+            text = f"{job_id} has come to its end already and only closes its files"
+        else:
+            self._manager.put(ev.JobCancelled(job_id, cancel.drain))
             how = "stops when what its replicas hold is finished" if cancel.drain else "is cancelled"
-            client.send(Done(ticket=cancel.ticket, text=f"{job_id} {how}; what it has written stays"))
+            text = f"{job_id} {how}; what it has written stays"
+        if cancel.ticket:
+            client.send(Done(ticket=cancel.ticket, text=text))
 
     async def _find(self, named: str) -> _Followed:
         """A running job, by its id or its output. Raises `ConfigError`."""
@@ -344,6 +365,7 @@ class Submissions:
             message = f"it could not be taken up after its manager ended: {error}"
             self._manager.note("error", f"{record.job} is given up: {message}")
             self._journal.end_job(views.lost_job(record, message))
+            self._manager.forget_job(record.job)
             return
         done = job.files.rows_resumed
         self._manager.note("info", f"{record.job} goes on after its manager ended; {done:,} rows are done")
@@ -368,6 +390,7 @@ class Submissions:
     ) -> None:
         """Close a job's files and tell its end. `complete`: it was so from the beginning."""
         report: dict[str, Any] = {}
+        goes_on = kind == _PAUSED
         if isinstance(files, PathJob) and not complete:
             await self._manager.settled(files.job_id)
             if state is JobState.COMPLETED:
@@ -386,7 +409,8 @@ class Submissions:
         self._manager.forget_job(files.job_id)
         job = self._jobs[files.job_id]
         view = views.job_view(self._manager, files, state.value, message)
-        self._journal.end_job(view)
+        if not goes_on:
+            self._journal.end_job(view)
         del self._jobs[files.job_id]
         if job.orphan is not None:
             job.orphan.cancel()

@@ -1,7 +1,6 @@
 """The log files of one worker's processes, kept from growing for ever in a pool that lasts.
 
-A replica that ended as wished leaves no log; of those that died the last ones stay. A log that grows long loses its
-beginning.
+A replica that ended as wished leaves no log; of those that died the last ones stay.
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from pilotlight.logfiles import tail
+
 DEAD_MAX = 20
-LOG_BYTES_MAX = 8 << 20
-KEPT_BYTES = 64 << 10
 TAIL_BYTES = 4096
 
 
@@ -39,26 +37,6 @@ class Logs:
             path = self._dead.popleft()
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def shorten(paths: Iterable[Path]) -> None:
-    """Cut the beginning off logs that have grown too long. Their writers append, so they go on at the new end."""
-    for path in paths:
-        with contextlib.suppress(OSError):
-            if path.stat().st_size <= LOG_BYTES_MAX:
-                continue
-            kept = tail(path, KEPT_BYTES)
-            with path.open("r+b") as log:
-                log.truncate(0)
-            with path.open("ab") as log:
-                log.write(b"(what was here is gone)\n" + kept)
-
-
-def tail(path: Path, size: int) -> bytes:
-    """The last bytes of a file. Raises OSError."""
-    with path.open("rb") as log:
-        log.seek(max(0, log.seek(0, os.SEEK_END) - size))
-        return log.read()
 
 
 def opened(path: Path) -> BinaryIO:

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from pilotlight import logfiles
 from pilotlight.connection import Connection, adopt
 from pilotlight.replica_messages import (
     Exited,
@@ -224,7 +225,7 @@ class Servers:
         if time.monotonic() >= self._shorten_at_s:
             self._shorten_at_s = time.monotonic() + SHORTEN_EVERY_S
             others = (kept.log_path for kept in (*self._servers.values(), *self.processes.values()))
-            logs.shorten([self._logs.path(self._prefix), *others])
+            logfiles.shorten([self._logs.path(self._prefix), *others])
         if sys.platform != "linux":
             return  # nothing else adopts
         servers = {server.process.pid: server.process for server in self._servers.values()}
