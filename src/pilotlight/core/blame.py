@@ -80,7 +80,8 @@ class Blame:
                 self._refund(belief)
             belief.charges.clear()
             text = f"{worker.worker_id}/{event.device_id} rests for {rest_s:.0f} s: its replicas die whatever they run"
-            self._note("warning", text, worker.worker_id)
+            subject, device_id = worker.worker_id, event.device_id
+            self._out.append(Note("warning", text, subject, rest_device=device_id, rest_s=rest_s))
 
     def _refund(self, belief: DeviceBelief) -> None:
         for job_id, index in retry.refund(belief, self._state.jobs):

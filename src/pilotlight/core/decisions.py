@@ -94,11 +94,15 @@ class DropWorker:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something a person may want to know, and what it is about."""
+    """Something a person may want to know, and what it is about. For stories: `again`, how many rows of it had started
+    and run again; `rest_device` and `rest_s`, which device of the subject gets no rows, and for how long."""
 
     level: str
     text: str
     subject: str
+    again: int = 0
+    rest_device: DeviceId = ""
+    rest_s: float = 0.0
 
 
 ManagerDecision = (

@@ -194,7 +194,7 @@ class Scheduler:
             self.state.workers_lost += 1
             self.state.rows_lost += lost
             text = f"{event.worker_id} was lost ({event.reason}); {lost} requests had started and run again elsewhere"
-            self._note("warning", text, event.worker_id)
+            self._out.append(Note("warning", text, event.worker_id, again=lost))
         else:
             self._note("info", f"{event.worker_id} left", event.worker_id)
         for job in list(self.state.jobs.values()):
