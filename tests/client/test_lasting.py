@@ -194,3 +194,16 @@ def test_no_home_is_made_for_who_has_none(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(pl.ConfigError, match="set PILOTLIGHT_LOG_DIR"):
         Pool(1, manager_command=COMMAND).start()
     assert not (tmp_path / "nobody").exists()
+
+
+def test_contexts_that_other_processes_would_not_find_are_warned_of(lasting_pool: int) -> None:
+    @pl.context
+    def built(given: object) -> int:
+        return len(bytes(given))  # type: ignore[call-overload]
+
+    odd = built(memoryview(b"abc"))
+    with Pool.connect() as pool:
+        with pytest.warns(UserWarning, match="holds builtins.memoryview, which may look different"):
+            assert [result.value for result in pool.map(lambda state, row: state + row, [1], context=odd)] == [4]
+        with pytest.warns(UserWarning, match="holds builtins.memoryview, which may look different"):
+            pool.pin(odd)

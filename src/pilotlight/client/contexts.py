@@ -91,7 +91,7 @@ def context_maker(
 
     @functools.wraps(build)
     def make(*args: P.args, **kwargs: P.kwargs) -> Context[S]:
-        arguments = identify((args, kwargs))
+        arguments = identify((args, sorted(kwargs.items())))
         built = identify(build) if version is None else Identity(f"{title}@{version}")
         return Context(
             wire.Context(

@@ -2,23 +2,42 @@
 
 A pickle's bytes won't do: sets are in any order, equal texts may or may not be one object, functions are numbered. So
 values are taken apart by meaning: built-in ones by what they hold, functions by their code, what they close over, their
-defaults and the globals of the user's own that they name; all else as pickling would take it apart. What then remains
-is taken as its pickle, and the digest says that it may not be stable.
+defaults and the globals of the user's own that they name, modules of the user's own by what is in them; all else as
+pickling would take it apart. What then remains is taken as its pickle, and the digest says that it may not be stable.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
-import hashlib
 import types
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from pilotlight.client import pickling
+from pilotlight import wire
+from pilotlight.client import pickling, sources
+from pilotlight.client.digest import Child, Node, digest_of, hashed
 from pilotlight.core.errors import ConfigError
 
 _CONSTANTS = (type(None), bool, int, float, complex, type(...), type(NotImplemented))
+_SLOT_TYPES = (types.MemberDescriptorType, types.GetSetDescriptorType)
+_WRAPPERS = (property, staticmethod, classmethod, functools.cached_property)
+_WRAPPED = ("fget", "fset", "fdel", "__func__", "func")
+_OF_CLASSES = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
+_OF_MODULES = {
+    "__builtins__",
+    "__cached__",
+    "__doc__",
+    "__file__",
+    "__loader__",
+    "__name__",
+    "__package__",
+    "__path__",
+    "__spec__",
+    "__warningregistry__",
+}
+"""Names in a class or module that say nothing of what it does."""
 
 
 @dataclass
@@ -32,40 +51,56 @@ class Identity:
 def identify(value: Any) -> Identity:
     """Never raises: what can't be told apart counts as unstable."""
     reader = _Reader()
-    return Identity(hashlib.sha256(reader.read(value)).hexdigest(), sorted(set(reader.unstable)))
+    return Identity(reader.read(value).hex(), sorted(set(reader.unstable)))
 
 
 class _Reader:
+    """Makes a graph of all that a value consists of, each object once."""
+
     def __init__(self) -> None:
-        self._open: dict[int, int] = {}
-        """Objects that are being read, by id: a cycle is a step back of so many."""
-        self._kept: list[Any] = []
+        self._nodes: list[Node] = []
+        self._numbers: dict[int, int] = {}
+        self._waiting: list[tuple[int, Any]] = []
+        self._alive: list[Any] = []
+        """Keeps each object whose id is a key of `_numbers`."""
         self.unstable: list[str] = []
 
     def read(self, value: Any) -> bytes:
         """A digest of a value by its meaning."""
+        root = self._refer(value)
+        while self._waiting:
+            number, waiting = self._waiting.pop()
+            self._nodes[number] = self._take_apart(waiting)
+        return digest_of(self._nodes, root)
+
+    def _refer(self, value: Any) -> Child:
         kind = cast("type[Any]", type(value))
         if kind in _CONSTANTS:
-            return _hash(kind.__name__, [repr(value).encode()])
+            return hashed(kind.__name__, [repr(value).encode()])
         if kind is str:
-            return _hash("str", [value.encode("utf-8", "surrogatepass")])
+            return hashed("str", [value.encode("utf-8", "surrogatepass")])
         if kind in {bytes, bytearray}:
-            return _hash(kind.__name__, [bytes(value)])
-        if id(value) in self._open:
-            return _hash("cycle", [str(len(self._open) - self._open[id(value)]).encode()])
-        self._open[id(value)] = len(self._open)
-        try:
-            return self._read_compound(value, kind)
-        finally:
-            del self._open[id(value)]
+            return hashed(kind.__name__, [bytes(value)])
+        if kind is wire.Context:
+            return hashed("context", [value.id.encode()])
+        if (number := self._numbers.get(id(value))) is None:
+            number = self._numbers[id(value)] = len(self._nodes)
+            self._nodes.append(Node(b""))
+            self._alive.append(value)
+            self._waiting.append((number, value))
+        return number
 
-    def _read_compound(self, value: Any, kind: type[Any]) -> bytes:
+    def _node(self, kind: str, parts: Iterable[Any], *, label: Iterable[bytes] = (), ordered: bool = True) -> Node:
+        return Node(hashed(kind, label), [self._refer(part) for part in parts], ordered)
+
+    def _take_apart(self, value: Any) -> Node:
+        kind = cast("type[Any]", type(value))
         if kind in {tuple, list}:
-            return _hash(kind.__name__, map(self.read, value))
+            return self._node(kind.__name__, value)
         if kind in {set, frozenset}:
-            return _hash(kind.__name__, sorted(map(self.read, value)))
+            return self._node(kind.__name__, value, ordered=False)
         if kind in {dict, types.MappingProxyType}:
-            return _hash("dict", sorted(self.read(key) + self.read(item) for key, item in value.items()))
+            return self._node("dict", (part for pair in list(value.items()) for part in pair))
         if isinstance(value, types.ModuleType):
             return self._module(value)
         if isinstance(value, types.FunctionType):
@@ -73,22 +108,24 @@ class _Reader:
         if isinstance(value, types.CodeType):
             return self._code(value)
         if isinstance(value, types.MethodType):
-            return _hash("method", [self.read(value.__func__), self.read(value.__self__)])
+            return self._node("method", (value.__func__, value.__self__))
         if isinstance(value, functools.partial):
             part = cast("functools.partial[Any]", value)
-            return _hash("partial", map(self.read, (part.func, part.args, part.keywords)))
+            return self._node("partial", (part.func, part.args, _sorted(part.keywords)))
+        if isinstance(value, pickling.CACHED):
+            cached: Any = value
+            if not pickling.is_found(cached):
+                return self._node("cached", (cached.__wrapped__, cached.cache_parameters()))
         if isinstance(value, type):
             return self._class(value)
-        if isinstance(value, property | staticmethod | classmethod):
-            wrapper = cast("Any", value)
-            parts = [getattr(wrapper, name, None) for name in ("fget", "fset", "fdel", "__func__")]
-            return _hash(kind.__name__, map(self.read, parts))
+        if isinstance(value, _WRAPPERS):
+            return self._node(kind.__name__, [getattr(cast("Any", value), name, None) for name in _WRAPPED])
         return self._other(value)
 
     # --- code
 
-    def _function(self, function: types.FunctionType) -> bytes:
-        if not self._is_users(function):
+    def _function(self, function: types.FunctionType) -> Node:
+        if not sources.is_users(function):
             return _named(function)
         cells: list[Any] = []
         for cell in function.__closure__ or ():
@@ -96,90 +133,92 @@ class _Reader:
                 cells.append(cell.cell_contents)
             except ValueError:  # not filled yet
                 cells.append(None)
-        named = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+        names, imported = _names(function.__code__)
+        named = {name: function.__globals__[name] for name in names if name in function.__globals__}
+        read_there = [sorted(sources.sources(name).items()) for name in imported]
         defaults = (function.__defaults__, function.__kwdefaults__)
-        return _hash("function", [self._code(function.__code__), *map(self.read, (cells, defaults, named))])
+        attributes = _sorted(function.__dict__)
+        return self._node("function", (function.__code__, cells, defaults, _sorted(named), attributes, read_there))
 
-    def _code(self, code: types.CodeType) -> bytes:
+    def _code(self, code: types.CodeType) -> Node:
         """What it does: neither its lines' numbers nor its file."""
         names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
         counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-        return _hash("code", [code.co_code, *map(self.read, (code.co_consts, names, counts))])
+        return self._node("code", (code.co_code, code.co_exceptiontable, code.co_consts, names, counts))
 
-    def _class(self, given: type[Any]) -> bytes:
-        if not self._is_users(given):
+    def _class(self, given: type[Any]) -> Node:
+        if not sources.is_users(given):
             return _named(given)
-        skipped = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
-        members = {name: member for name, member in vars(given).items() if name not in skipped}
-        members = {name: member for name, member in members.items() if not name.startswith("_abc_")}
-        plain = {name: member for name, member in members.items() if not isinstance(member, _SLOT_TYPES)}
-        return _hash("class", [given.__qualname__.encode(), self.read(list(given.__bases__)), self.read(plain)])
+        members = {
+            name: member
+            for name, member in vars(given).items()
+            if name not in _OF_CLASSES and not name.startswith("_abc_") and not isinstance(member, _SLOT_TYPES)
+        }
+        return self._node("class", (given.__qualname__, type(given), list(given.__bases__), members))
 
-    def _module(self, module: types.ModuleType) -> bytes:
-        """One of the user's own counts with its file; an installed one by its name."""
-        if pickling.is_local(module.__name__, module):
-            try:
-                with open(cast("str", module.__file__), "rb") as file:
-                    return _hash("module", [module.__name__.encode(), file.read()])
-            except OSError:
-                pass
-        return _hash("module", [module.__name__.encode()])
-
-    def _is_users(self, named: Any) -> bool:
-        """Whether workers get this by value: it is not importable there."""
-        import sys
-
-        module = sys.modules.get(named.__module__ or "")
-        if named.__module__ == "__main__" or module is None or "<locals>" in named.__qualname__:
-            return True
-        return pickling.is_local(module.__name__, module) or "<lambda>" in named.__qualname__
+    def _module(self, module: types.ModuleType) -> Node:
+        """One of the user's own counts with what is in it as it was loaded, since that is what is sent; an installed
+        one by its name."""
+        label = [module.__name__.encode()]
+        if sources.is_local(module.__name__, module):
+            inside = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
+            return self._node("module", (_sorted(inside),), label=label)
+        return self._node("module", (), label=[*label, _compiled(module)])
 
     # --- all else
 
-    def _other(self, value: Any) -> bytes:
+    def _other(self, value: Any) -> Node:
         """As pickling takes it apart."""
         try:
             reduced = value.__reduce_ex__(4)
+            if isinstance(reduced, str):
+                return _named(value, reduced)
+            parts = list(reduced) + [None] * (5 - len(reduced))
+            maker, arguments, state = parts[:3]
+            listed, mapped = (None if part is None else list(part) for part in parts[3:5])
         except Exception:
             return self._pickled(value)
-        self._kept.append(reduced)  # so that no id is used twice while we read
-        if isinstance(reduced, str):
-            return _hash("global", [type(value).__module__.encode(), reduced.encode()])
-        parts = list(reduced) + [None] * (5 - len(reduced))
-        maker, arguments, state = parts[:3]
-        listed = list(parts[3]) if parts[3] is not None else None
-        mapped = dict(parts[4]) if parts[4] is not None else None
-        return _hash("object", [self._maker(maker), *map(self.read, (arguments, state, listed, mapped))])
+        return self._node("object", (maker, arguments, state, listed, mapped))
 
-    def _maker(self, maker: Any) -> bytes:
-        return _named(maker) if not isinstance(maker, types.FunctionType | type) else self.read(maker)
-
-    def _pickled(self, value: Any) -> bytes:
+    def _pickled(self, value: Any) -> Node:
         name = f"{type(value).__module__}.{type(value).__qualname__}"
         self.unstable.append(name)
         try:
-            return _hash("pickle", [pickling.dumps(value, name)])
+            return Node(hashed("pickle", [pickling.dumps(value, name)]))
         except ConfigError:
-            return _hash("unknown", [name.encode()])  # whoever pickles the whole will say it
+            return Node(hashed("unknown", [name.encode()]))  # whoever pickles the whole will say it
 
 
-_SLOT_TYPES = (types.MemberDescriptorType, types.GetSetDescriptorType)
+def _sorted(named: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Of names whose order is nobody's business."""
+    return sorted(named.items(), key=lambda pair: str(pair[0]))
 
 
-def _names(code: types.CodeType) -> list[str]:
-    """Names that a function and those within it look up."""
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return sorted({*code.co_names, *(name for each in inner for name in _names(each))})
+def _names(code: types.CodeType) -> tuple[list[str], list[str]]:
+    """Names that a function and those within it look up, and modules that they import themselves."""
+    names: set[str] = set()
+    imported: set[str] = set()
+    waiting = [code]
+    while waiting:
+        each = waiting.pop()
+        names.update(each.co_names)
+        imported.update(step.argval for step in dis.get_instructions(each) if step.opname == "IMPORT_NAME")
+        waiting += [const for const in each.co_consts if isinstance(const, types.CodeType)]
+    return sorted(names), sorted(name for name in imported if name)
 
 
-def _named(value: Any) -> bytes:
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    return _hash("global", [str(module).encode(), str(name or value).encode()])
+def _compiled(module: types.ModuleType) -> bytes:
+    """The file of an extension module that is not installed."""
+    file = getattr(module, "__file__", None)
+    if not file or file.endswith(".py") or sources.is_installed(file):
+        return b""
+    try:
+        with open(file, "rb") as opened:
+            return opened.read()
+    except OSError:
+        return b""
 
 
-def _hash(kind: str, parts: Iterable[bytes]) -> bytes:
-    digest = hashlib.sha256(kind.encode())
-    for part in parts:
-        digest.update(b"%d:" % len(part))
-        digest.update(part)
-    return digest.digest()
+def _named(value: Any, name: str | None = None) -> Node:
+    module = getattr(value, "__module__", None) or type(value).__module__
+    return Node(hashed("global", [str(module).encode(), str(name or value.__qualname__).encode()]))

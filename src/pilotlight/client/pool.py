@@ -378,6 +378,8 @@ class Pool:
     def pin(self, context: LLM | Context[Any]) -> str:
         """Keep a context live wherever there is room, loading it if need be, until `unpin`. Returns what was done, in a
         sentence."""
+        if isinstance(context, Context):
+            warn_if_unstable(context)
         return self._done(lambda ticket: Pin(ticket=ticket, context=context.wire))
 
     def unpin(self, context: LLM | Context[Any]) -> str:
