@@ -10,7 +10,8 @@ from pilotlight.wire import Struct
 
 class JobView(Struct, frozen=True, kw_only=True):
     """A job as a display needs it. `fraction` of the input read, 0..1 (None: unknown); `rows_total` once known.
-    `output`: a path job's; `context`: its context's name; `began_s`: Unix time; `message`: why it ended, if it did."""
+    `output`: a path job's; `context`: its context's name; `began_s`, `ended_s` (0: not yet): Unix time; `holders` (told
+    in `JobsAnswer` only): clients without which it ends, unless it is detached; `message`: why it ended, if it did."""
 
     job: str
     name: str
@@ -26,6 +27,8 @@ class JobView(Struct, frozen=True, kw_only=True):
     counters: dict[str, float] = {}
     running_s: float = 0.0
     began_s: float = 0.0
+    ended_s: float = 0.0
+    holders: int = 0
     output: str = ""
     context: str = ""
     weight: float = 1.0

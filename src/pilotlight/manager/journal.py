@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -79,6 +80,7 @@ class PoolJournal:
     def end_job(self, view: JobView) -> None:
         """A job is over: it goes into the history. Never raises: what a full disk loses is a line of history."""
         self.drop_job(view.job)
+        view = msgspec.structs.replace(view, ended_s=time.time())
         self.history.append(view)
         if self._keeps:
             self._guarded(lambda: self._write_history(view))

@@ -16,6 +16,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from pilotlight.connection import Connection
 from pilotlight.core import events as ev
 from pilotlight.core.errors import ConfigError, InputError, OutputBusy, OutputError, PilotlightError, Superseded
@@ -113,7 +115,10 @@ class Submissions:
 
     def views(self) -> list[JobView]:
         """Jobs that ended lately and those that run, oldest first."""
-        running = [views.job_view(self._manager, job.files, "finishing") for job in self._jobs.values()]
+        running = [
+            msgspec.structs.replace(views.job_view(self._manager, job.files, "finishing"), holders=len(job.holders))
+            for job in self._jobs.values()
+        ]
         return [*self._journal.history, *running]
 
     # --- the pool's begin and end
