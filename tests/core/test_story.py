@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.allocation import Options
 from pilotlight.core.decisions import ManagerDecision
-from pilotlight.core.model import Variant
+from pilotlight.core.model import Device, Variant
 from pilotlight.core.scheduler import Scheduler
 from pilotlight.core.story.cast import Cast
 from pilotlight.core.story.records import Began, Gap, Record, Step, Story
@@ -26,7 +27,9 @@ from pilotlight.core.story.subjects import (
     name_of,
 )
 from pilotlight.core.story.telling import overview, survey, tell
-from pilotlight.core.story.words import duration_text, rows_text
+from pilotlight.core.story.words import bytes_text, duration_text, rows_text
+from pilotlight.core.transitions import Level, ReplicaState
+from pilotlight.manager.causes import Causes
 from tests.core.storm import storm
 from tests.core.world import World
 
@@ -40,6 +43,7 @@ class Recorder:
         self.records: list[Record] = [Began(0.0, 1, "test", "", 0.0)]
         self.leases: list[dict[str, list[tuple[int, int]]]] = []
         self._of: Scheduler | None = None
+        self._causes = Causes()
 
     def attach(self, monkeypatch: pytest.MonkeyPatch) -> None:
         handle = Scheduler.handle
@@ -48,8 +52,11 @@ class Recorder:
             decisions = handle(scheduler, event, now)
             if self._of is not None and scheduler is not self._of:
                 self.records.append(Began(now, 2, "test", "", 0.0))
+                self._causes = Causes()
             self._of = scheduler
-            self.records.append(Step(len(self.records), now, event, tuple(decisions), since_s=now))
+            n, because = len(self.records), self._causes.of(event)
+            self.records.append(Step(n, now, event, tuple(decisions), because, since_s=now))
+            self._causes.learn(n, decisions)
             state = scheduler.state
             self.leases.append({lease.lease_id: lease.open.spans() for lease in state.leases.values()})
             return decisions
@@ -305,6 +312,116 @@ def test_a_new_manager_is_told_of(recorder: Recorder) -> None:
     assert "(a new manager, number 2, took over)" in recorder.texts(JobSubject(job_id))
 
 
+# --- steps that no simulation makes at will
+
+
+def joined(worker_id: str) -> ev.WorkerJoined:
+    return ev.WorkerJoined(worker_id, 1, "here", (Device("cpu", "cpu", 1 << 30),))
+
+
+def grant(worker_id: str, lease_id: str, start: int, stop: int, *, isolated: bool = False) -> do.GrantRows:
+    return do.GrantRows(worker_id, lease_id, "job-1", ((start, stop),), isolated)
+
+
+def text_of(steps: list[Step], subject: Subject) -> str:
+    story = tell(steps, subject)
+    return "\n".join([story.title, *(line.text for line in story.lines)])
+
+
+def test_workers_that_are_told_in_one_step_keep_their_own_reasons() -> None:
+    wanted = (("cpu", "tiny-1a2b", Level.LIVE),)
+    first, second = (do.SendWants(f"worker-{n}", 1, wanted, f"reason {n}") for n in (1, 2))
+    starting = ev.ReplicaFact("cpu", "tiny-1a2b", "worker-1.1", ReplicaState.STARTING)
+    steps = [
+        Step(1, 0.0, joined("worker-1")),
+        Step(2, 0.1, joined("worker-2")),
+        Step(3, 0.2, submitted("job-1", "out.jsonl"), (first, second)),
+        Step(4, 0.3, ev.ReplicaReported("worker-1", starting), because=3),
+    ]
+    assert "starts a replica of tiny on cpu (reason 1)" in text_of(steps, WorkerSubject("worker-1"))
+
+
+def caught(*rest: Step) -> list[Step]:
+    """Two rows of a worker, the second of which another has too, when the replica dies with both."""
+    died = ev.ReplicaDied("worker-1", "cpu", "tiny-1a2b", {"lease-1": [(0, 2)]}, 2, "killed")
+    return [
+        Step(1, 0.0, submitted("job-1", "out.jsonl")),
+        Step(2, 0.1, joined("worker-1"), (grant("worker-1", "lease-1", 0, 2),)),
+        Step(3, 0.2, joined("worker-2"), (grant("worker-2", "lease-2", 1, 2),)),
+        Step(4, 0.3, died, (do.RecordAttempts("job-1", ((0, 1),)),)),
+        *rest,
+    ]
+
+
+def test_a_row_that_another_worker_has_too_leaves_its_neighbour_alone() -> None:
+    told = text_of(caught(), RowSubject("job-1", 0))
+    assert "attempt 1 of 3 charged, because it was alone in its replica" in told
+    assert "1 attempt charged" in told
+    told = text_of(caught(), RowSubject("job-1", 1))
+    assert "died with it (killed): worker-2 has it too, in lease-2" in told
+    assert "charged" not in told
+    apart = "row 0 is a suspect now; another worker has row 1 too"
+    assert apart in text_of(caught(), JobSubject("job-1"))
+    assert apart in text_of(caught(), LeaseSubject("lease-1"))
+
+
+def test_an_attempt_that_is_given_back_is_no_charge() -> None:
+    rests = do.Note("warning", "worker-1/cpu rests", "worker-1", rest_device="cpu", rest_s=1.0)
+    steps = caught(Step(5, 0.4, ev.Tick(), (do.RecordAttempts("job-1", ((0, 0),)), rests)))
+    told = text_of(steps, RowSubject("job-1", 0))
+    assert "an attempt was given back: the device is to blame" in told
+    assert "attempts charged" not in told
+    assert "an attempt of row 0 was given back" in text_of(steps, JobSubject("job-1"))
+    (jobs, *_) = overview(steps)
+    assert "charged" not in jobs.lines[0].text
+
+
+def test_a_row_that_is_summed_up_with_others_is_answered_within_a_range() -> None:
+    written = ev.RowsWritten("job-1", ((0, 4),), "lease-1", "worker-1", "cpu")
+    steps = [
+        Step(1, 0.0, submitted("job-1", "out.jsonl")),
+        Step(2, 1.0, joined("worker-1"), (grant("worker-1", "lease-1", 0, 4),)),
+        Step(3, 2.0, written, since_s=1.2),
+    ]
+    told = text_of(steps, RowSubject("job-1", 0))
+    assert "was answered by worker-1/cpu in lease-1, 200 ms to 1.0 s after it was leased" in told
+    assert "after it was read" not in told, "nothing says when it was read"
+    told = text_of(
+        [steps[0], Step(2, 0.5, ev.RowsRead("job-1", 0, 4, exhausted=True)), *steps[1:]], RowSubject("job-1", 0)
+    )
+    assert "700 ms to 1.5 s after it was read" in told
+
+
+def test_one_row_is_spoken_of_in_the_singular() -> None:
+    steps = [
+        Step(1, 0.0, submitted("job-1", "out.jsonl")),
+        Step(2, 0.1, joined("worker-1"), (grant("worker-1", "lease-1", 7, 8, isolated=True),)),
+        Step(3, 0.3, ev.WorkerLost("worker-1", "killed")),
+    ]
+    told = text_of(steps, LeaseSubject("lease-1"))
+    assert "row 7 of job-1 was leased to worker-1" in told
+    assert "row 7 stays a suspect" in told
+
+
+def test_a_worker_that_joined_twice_was_here_as_long_in_every_story() -> None:
+    steps = [
+        Step(1, 0.0, joined("worker-1")),
+        Step(2, 5.0, joined("worker-1")),
+        Step(3, 8.0, ev.WorkerLeaving("worker-1", "a signal")),
+        Step(4, 9.0, ev.WorkerLost("worker-1", "exit status 0")),
+    ]
+    assert "left after 9.0 s" in text_of(steps, WorkerSubject("worker-1"))
+    (workers,) = [story for story in overview(steps) if story.title == "workers"]
+    assert "left after 9.0 s (exit status 0)" in workers.lines[0].text
+
+
+def test_what_a_lost_worker_had_begun_is_told() -> None:
+    lost = do.Note("warning", "whatever it says", "worker-1", again=3)
+    steps = [Step(1, 0.0, joined("worker-1")), Step(2, 9.0, ev.WorkerLost("worker-1", "killed"), (lost,))]
+    told = text_of(steps, WorkerSubject("worker-1"))
+    assert "was lost (killed); 3 requests had started and run again elsewhere" in told
+
+
 # --- names
 
 
@@ -336,6 +453,7 @@ def test_names(name: str, found: list[Any]) -> None:
 
 
 def test_words() -> None:
+    assert [bytes_text(n) for n in (12, 3000, 4_200_000, 1_250_000_000)] == ["12 B", "3 kB", "4 MB", "1.2 GB"]
     assert rows_text([(120, 184), (190, 191)]) == "rows 120-183 and 190"
     assert rows_text([(7, 8)]) == "row 7"
     assert rows_text([(i, i + 1) for i in range(0, 20, 2)]) == "10 rows between 0 and 18"

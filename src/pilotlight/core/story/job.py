@@ -5,10 +5,10 @@ from __future__ import annotations
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.ranges import span_count
-from pilotlight.core.story.loads import ended_text
+from pilotlight.core.story.loads import charge_text, ended_text, suspects_text
 from pilotlight.core.story.records import Line, Story
-from pilotlight.core.story.scene import LeaseSeen, Moment, Scene
-from pilotlight.core.story.words import because_text, count_text, duration_text, listed, rows_text
+from pilotlight.core.story.scene import LeaseSeen, Moment, Moved, Scene
+from pilotlight.core.story.words import be_text, because_text, count_text, duration_text, listed, rows_text
 from pilotlight.core.transitions import JobState
 
 BRIEF_S = 0.1
@@ -101,6 +101,12 @@ class JobTeller:
         spans = [span for moved in moment.moved if moved.lease.job_id == self._job_id for span in moved.spans]
         return rows_text(spans) if spans else ""
 
+    def _moved(self, moment: Moment) -> list[Moved]:
+        """What left leases of this job, as if it had been one lease."""
+        moved = [moved for moved in moment.moved if moved.lease.job_id == self._job_id]
+        spans = [span for each in moved for span in each.spans]
+        return [Moved(moved[0].lease, spans, [span for each in moved for span in each.kept])] if moved else []
+
     # --- what happened
 
     def _submitted(self, moment: Moment, event: ev.JobSubmitted) -> None:
@@ -120,7 +126,7 @@ class JobTeller:
         for kind, indices in told.items():
             self._errors[kind] = self._errors.get(kind, 0) + len(indices)
         if first:
-            took = duration_text(moment.step.at_s - self._began_s)
+            took = duration_text((moment.step.since_s or moment.step.at_s) - self._began_s)
             self._say(moment, f"the first rows are in the output, {took} after it was handed in")
         if not self._fresh:
             self._fresh_from_s = moment.step.since_s or moment.step.at_s
@@ -129,22 +135,23 @@ class JobTeller:
         self._by_worker[event.worker_id] = self._by_worker.get(event.worker_id, 0) + count
 
     def _died(self, moment: Moment, event: ev.ReplicaDied) -> None:
-        if rows := self._rows(moment):
+        for moved in self._moved(moment):
             place = f"{event.worker_id}/{event.device_id}"
             ended = f"{ended_text(event)} ({event.reason})"
-            self._say(moment, f"the replica on {place} {ended} with {rows}: suspects now")
+            rows = rows_text(moved.spans)
+            self._say(moment, f"the replica on {place} {ended} with {rows}: {suspects_text(moved)}")
 
     # --- what was decided
 
     def _decided(self, moment: Moment) -> None:
+        for charge in moment.charges:
+            if charge.job_id == self._job_id:
+                self._say(moment, charge_text(charge, f"row {charge.index}"))
         for lease in moment.granted:
             if lease.job_id == self._job_id:
                 self._leased(moment, lease)
         for decision in moment.step.decisions:
             match decision:
-                case do.RecordAttempts(self._job_id, attempts):
-                    for index, count in attempts:
-                        self._say(moment, f"attempt {count} was charged to row {index}, which was alone in its replica")
                 case do.WriteFailure(self._job_id, index, kind, message):
                     self._errors[kind] = self._errors.get(kind, 0) + 1
                     self._say(moment, f"row {index} became an error row ({kind}): {message}")
@@ -159,10 +166,12 @@ class JobTeller:
         if lease.hedge:
             self._hedges += 1
             rows = rows_text(lease.granted)
-            self._say(moment, f"{rows} were leased a second time, to {where}{because_text(lease.why)}")
+            self._say(
+                moment, f"{rows} {be_text(lease.granted)} leased a second time, to {where}{because_text(lease.why)}"
+            )
         elif lease.isolated:
             rows = rows_text(lease.granted)
-            self._say(moment, f"{rows} went to {where}{because_text(lease.why or 'to run with nothing beside them')}")
+            self._say(moment, f"{rows} went to {where}{because_text(lease.why or 'to run apart from others')}")
 
     def _ended(self, moment: Moment, state: JobState, message: str) -> None:
         took = duration_text(moment.step.at_s - self._began_s)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.ranges import IndexSet, Span, span_count
-from pilotlight.core.story.loads import ended_text
+from pilotlight.core.story.loads import ended_text, suspects_text
 from pilotlight.core.story.records import Line, Story
-from pilotlight.core.story.scene import LeaseSeen, Moment, Scene
-from pilotlight.core.story.words import because_text, count_text, duration_text, rows_text
+from pilotlight.core.story.scene import LeaseSeen, Moment, Moved, Scene
+from pilotlight.core.story.words import be_text, because_text, count_text, duration_text, rows_text
 
 
 class LeaseTeller:
@@ -29,7 +29,7 @@ class LeaseTeller:
         """One more moment."""
         for moved in moment.moved:
             if moved.lease.lease_id == self._lease_id:
-                self._left(moment, moved.spans)
+                self._left(moment, moved)
         for lease in moment.granted:
             if lease.lease_id == self._lease_id:
                 self._granted(moment, lease)
@@ -64,13 +64,13 @@ class LeaseTeller:
 
     def _granted(self, moment: Moment, lease: LeaseSeen) -> None:
         self._lease = lease
-        kind = "to run with nothing beside them" if lease.isolated else ""
+        kind = "to run apart from others" if lease.isolated else ""
         kind = "which another worker has too" if lease.hedge else kind
-        text = f"{rows_text(lease.granted)} of {lease.job_id} were leased to {lease.worker_id}"
+        text = f"{rows_text(lease.granted)} of {lease.job_id} {be_text(lease.granted)} leased to {lease.worker_id}"
         self._say(moment, text + because_text(lease.why or kind))
 
-    def _left(self, moment: Moment, spans: list[Span]) -> None:
-        event = moment.step.event
+    def _left(self, moment: Moment, moved: Moved) -> None:
+        event, spans = moment.step.event, moved.spans
         rows = rows_text(spans)
         match event:
             case ev.RowsWritten():
@@ -80,19 +80,21 @@ class LeaseTeller:
                 self._say(moment, f"{worker_id} gave back {rows}, which had not started")
             case ev.ReplicaDied(reason=reason):
                 self._tell_answers()
-                self._say(moment, f"the replica that had {rows} {ended_text(event)} ({reason}): suspects now")
+                self._say(moment, f"the replica that had {rows} {ended_text(event)} ({reason}): {suspects_text(moved)}")
             case ev.WorkerLost(worker_id, reason):
-                self._over(moment, f"{worker_id} was lost ({reason}): {rows} {self._whither()}")
+                self._over(moment, f"{worker_id} was lost ({reason}): {rows} {self._whither(spans)}")
             case ev.WorkerJoined(worker_id):
-                self._over(moment, f"{worker_id} joined anew: {rows} {self._whither()}")
+                self._over(moment, f"{worker_id} joined anew: {rows} {self._whither(spans)}")
             case _:
                 pass
         if self._lease is not None and not self._lease.open and isinstance(event, ev.RowsWritten | ev.RowsReturned):
             took = duration_text(moment.step.at_s - self._lease.granted_at_s)
             self._over(moment, f"closed after {took}: every row came back")
 
-    def _whither(self) -> str:
-        return "stay suspects" if self._lease is not None and self._lease.isolated else "went back to the queue"
+    def _whither(self, spans: list[Span]) -> str:
+        if self._lease is not None and self._lease.isolated:
+            return be_text(spans, "stays a suspect", "stay suspects")
+        return "went back to the queue"
 
     def _wrote(self, moment: Moment, event: ev.RowsWritten, spans: list[Span]) -> None:
         if event.lease_id != self._lease_id:
@@ -111,6 +113,6 @@ class LeaseTeller:
             return
         since = duration_text(self._last_at_s - self._lease.granted_at_s)
         rows = IndexSet(self._fresh)
-        text = f"{rows_text(rows)} {'was' if len(rows) == 1 else 'were'} answered, the last {since} after the grant"
+        text = f"{rows_text(rows)} {be_text(rows)} answered, the last {since} after the grant"
         self._lines.append(Line(self._last_at_s, text))
         self._fresh = []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pilotlight.core import events as ev
-from pilotlight.core.story.scene import Moment, Scene, Want
-from pilotlight.core.story.words import because_text, bytes_text, duration_text, listed
+from pilotlight.core.ranges import span_count
+from pilotlight.core.story.scene import Charge, Moment, Moved, Scene, Want
+from pilotlight.core.story.words import be_text, because_text, bytes_text, duration_text, listed, rows_text
 from pilotlight.core.transitions import Level, ReplicaState
 
 _ORIGINS = {
@@ -53,6 +54,26 @@ def stages_text(stages: dict[str, float]) -> str:
 def ended_text(event: ev.ReplicaDied) -> str:
     """How a replica ended that should not have."""
     return "hung and was ended" if event.kind == "timed_out" else "died"
+
+
+def suspects_text(moved: Moved) -> str:
+    """What a replica's death means for the rows that it held of one lease."""
+    freed = moved.freed()
+    if not freed:
+        return f"another worker has {'it' if span_count(moved.spans) == 1 else 'them'} too"
+    suspects = "a suspect now" if len(freed) == 1 else "suspects now"
+    if not moved.kept:
+        return suspects
+    return (
+        f"{rows_text(freed)} {be_text(freed, 'is', 'are')} {suspects}; another worker has {rows_text(moved.kept)} too"
+    )
+
+
+def charge_text(charge: Charge, row: str) -> str:
+    """An attempt that was charged, or given back."""
+    if charge.back:
+        return f"an attempt of {row} was given back: its device is to blame"
+    return f"attempt {charge.attempts} was charged to {row}, which was alone in its replica"
 
 
 def change_text(scene: Scene, event: ev.CopyReported) -> str:

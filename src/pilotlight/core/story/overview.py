@@ -67,10 +67,10 @@ class Overview:
             job.leases += 1
             job.hedges += lease.hedge
             job.isolations += lease.isolated
+        for charge in moment.charges:
+            self._job(charge.job_id).attempts += -1 if charge.back else 1
         for decision in moment.step.decisions:
             match decision:
-                case do.RecordAttempts(job_id, attempts):
-                    self._job(job_id).attempts += len(attempts)
                 case do.WriteFailure(job_id, _, kind):
                     errors = self._job(job_id).errors
                     errors[kind] = errors.get(kind, 0) + 1
@@ -113,9 +113,8 @@ class Overview:
                 self._bereave(moment)
             case ev.WorkerLost(worker_id, reason) if worker_id in self._workers:
                 worker = self._workers[worker_id]
-                left = any(isinstance(d, do.Note) and d.text.endswith(" left") for d in moment.step.decisions)
                 after = duration_text(moment.step.at_s - worker.joined_at_s)
-                worker.fate = f"{'left' if left else 'lost'} after {after} ({reason})"
+                worker.fate = f"{'left' if moment.left else 'lost'} after {after} ({reason})"
                 self._bereave(moment)
             case ev.ReplicaDied(worker_id) if worker_id in self._workers:
                 self._workers[worker_id].deaths += 1

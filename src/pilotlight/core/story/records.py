@@ -46,7 +46,15 @@ class Gap:
     reason: str
 
 
-Record = Began | Step | Gap
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What people call variants that were heard of before what is left of the log."""
+
+    at_s: float
+    names: dict[str, str]
+
+
+Record = Began | Step | Gap | Named
 
 
 @dataclass(frozen=True, slots=True)

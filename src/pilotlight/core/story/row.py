@@ -10,12 +10,17 @@ from pilotlight.core.ranges import Span, span_count
 from pilotlight.core.story.loads import ended_text
 from pilotlight.core.story.records import Line, Story
 from pilotlight.core.story.scene import LeaseSeen, Moment, Scene
-from pilotlight.core.story.words import because_text, count_text, duration_text, rows_text
+from pilotlight.core.story.words import because_text, count_text, duration_text, range_text, rows_text
 
 
 def holds(spans: Iterable[Span], index: int) -> bool:
     """Whether a row is in spans."""
     return any(start <= index < stop for start, stop in spans)
+
+
+def _since_text(moment: Moment, then_s: float) -> str:
+    """How long after `then_s` a row was written: a step may sum up what was written for a while."""
+    return range_text((moment.step.since_s or moment.step.at_s) - then_s, moment.step.at_s - then_s)
 
 
 class RowTeller:
@@ -81,9 +86,6 @@ class RowTeller:
 
     def _written(self, moment: Moment, event: ev.RowsWritten) -> None:
         self._over = True
-        at_s = moment.step.at_s
-        began_s = self._read_at_s if self._read_at_s is not None else min(self._granted_at_s.values(), default=at_s)
-        took = duration_text(at_s - began_s)
         kind = next((kind for kind, indices in event.errors.items() if self._index in indices), "")
         if not event.worker_id:
             kind = kind or (self._failure.kind if self._failure else "")
@@ -98,11 +100,12 @@ class RowTeller:
         late = "" if held is not None and holds(held.spans, self._index) else ", though that lease was void by then"
         first = "".join(f"; {lease.worker_id} had it too, in {lease.lease_id}, and was slower" for lease in others)
         granted_at_s = self._granted_at_s.get(event.lease_id)
-        since = f", {duration_text(at_s - granted_at_s)} after it was leased" if granted_at_s is not None else ""
+        since = f", {_since_text(moment, granted_at_s)} after it was leased" if granted_at_s is not None else ""
         lease = f" in {event.lease_id}" if event.lease_id else ""
         self._say(moment, f"{what} by {place}{lease}{since}{late}{first}")
         fate = f"it became an error row ({kind})" if kind else "it was answered"
-        self._fate = f"{fate} by {place} {took} after it was read"
+        took = f" {_since_text(moment, self._read_at_s)} after it was read" if self._read_at_s is not None else ""
+        self._fate = f"{fate} by {place}{took}"
 
     def _left(self, moment: Moment, lease: LeaseSeen) -> None:
         event = moment.step.event
@@ -135,31 +138,30 @@ class RowTeller:
 
     def _died(self, moment: Moment, event: ev.ReplicaDied, kept: list[LeaseSeen]) -> None:
         self._deaths += 1
-        total = sum(span_count(moved.spans) for moved in moment.moved)
+        total = sum(len(moved.freed()) for moved in moment.moved)
         place = f"{event.worker_id}/{event.device_id}"
         text = f"the replica on {place} {ended_text(event)} with it ({event.reason})"
-        charged = self._charged(moment)
-        if kept:
+        mine = [c for c in moment.charges if (c.job_id, c.index) == (self._job_id, self._index)]
+        charged = [charge.attempts for charge in mine if not charge.back]
+        if charged:
+            self._attempts = charged[-1]
+            text += f": attempt {charged[-1]} of {self._attempts_max()} charged, because it was alone in its replica"
+        elif kept:
             text += f": {kept[0].worker_id} has it too, in {kept[0].lease_id}"
         elif total > 1:
             text += f" and {count_text(total - 1, 'other row')}: all are suspects now, and run again in halves, apart"
-        elif charged is not None:
-            self._attempts = charged
-            text += f": attempt {charged} of {self._attempts_max()} charged, because it was alone in its replica"
         else:
-            text += ": no attempt charged, because nothing yet shows that this context works there"
+            text += f": no attempt charged, because {self._excuse(event)}"
         self._say(moment, text)
         for decision in moment.step.decisions:
-            if isinstance(decision, do.Note) and f"{place} rests" in decision.text:
-                self._say(moment, f"{decision.text}; what it charged is given back")
+            if isinstance(decision, do.Note) and decision.rest_device:
+                self._say(moment, decision.text)
 
-    def _charged(self, moment: Moment) -> int | None:
-        for decision in moment.step.decisions:
-            if isinstance(decision, do.RecordAttempts) and decision.job_id == self._job_id:
-                for index, attempts in decision.attempts:
-                    if index == self._index:
-                        return attempts
-        return None
+    def _excuse(self, event: ev.ReplicaDied) -> str:
+        """Why a row that was alone is not to blame."""
+        if event.kind == "out_of_memory" and event.variant_id in self._scene.proved:
+            return "a larger device may have room for it"
+        return "nothing yet shows that this context works there"
 
     def _attempts_max(self) -> int:
         job = self._scene.jobs.get(self._job_id)
@@ -168,6 +170,10 @@ class RowTeller:
     # --- what was decided
 
     def _decided(self, moment: Moment) -> None:
+        for charge in moment.charges:
+            if charge.back and (charge.job_id, charge.index) == (self._job_id, self._index):
+                self._attempts = charge.attempts
+                self._say(moment, "an attempt was given back: the device is to blame")
         for lease in moment.granted:
             if lease.job_id == self._job_id and holds(lease.granted, self._index):
                 self._leased(moment, lease)

@@ -38,23 +38,26 @@ class LeaseSeen:
 
 @dataclass(slots=True)
 class JobSeen:
-    """A job; `leased` holds rows that are in an open lease, `hedged` those that are in two."""
+    """A job; `leased` holds rows that are in an open lease, `hedged` those that are in two. attempts: how many are
+    charged to each row by now."""
 
     submitted: ev.JobSubmitted
     at_s: float
     leases: dict[str, LeaseSeen] = field(default_factory=dict[str, LeaseSeen])
     leased: IndexSet = field(default_factory=IndexSet)
     hedged: IndexSet = field(default_factory=IndexSet)
+    attempts: dict[int, int] = field(default_factory=dict[int, int])
     ended: do.EndJob | None = None
     ended_at_s: float = 0.0
 
 
 @dataclass(slots=True)
 class WorkerSeen:
-    """A worker, as it last joined. `wants` is what it was last told to hold."""
+    """A worker, as it last joined. `wants` is what it was last told to hold; `drains`: it is about to leave."""
 
     joined: ev.WorkerJoined
     at_s: float
+    drains: bool = False
     wants: tuple[Want, ...] = ()
     leases: dict[str, LeaseSeen] = field(default_factory=dict[str, LeaseSeen])
     lost_at_s: float | None = None
@@ -62,10 +65,27 @@ class WorkerSeen:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Rows that left a lease."""
+    """Rows that left a lease; `kept` are those of them that another open lease has too."""
 
     lease: LeaseSeen
     spans: list[Span]
+    kept: list[Span]
+
+    def freed(self) -> IndexSet:
+        """Rows that are in no lease now."""
+        freed = IndexSet(self.spans)
+        freed.discard(self.kept)
+        return freed
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """So many attempts are charged to a row now; `back`: one fewer than before, instead of one more."""
+
+    job_id: str
+    index: int
+    attempts: int
+    back: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +102,17 @@ class WantsChange:
 class Moment:
     """A step, with what followed for leases and wants. why: the reason of the wants that it answers. changed: it is a
     report of a replica that is new or in another state. residents_lost: (device, variant) of replicas lost with their
-    worker."""
+    worker. left: a worker is gone that was to leave, and held no row."""
 
     step: Step
     moved: list[Moved]
     granted: list[LeaseSeen]
     wants: list[WantsChange]
+    charges: list[Charge] = field(default_factory=list[Charge])
     why: str = ""
     changed: bool = False
     residents_lost: tuple[tuple[str, str], ...] = ()
+    left: bool = False
 
 
 class Scene:
@@ -102,8 +124,10 @@ class Scene:
         self.leases: dict[str, LeaseSeen] = {}
         self.names: dict[str, str] = {}
         """Variant -> what people call it."""
-        self._whys: dict[int, str] = {}
-        """Why workers were told what to hold, by step."""
+        self.proved: set[str] = set()
+        """Variants that had a result."""
+        self._whys: dict[tuple[int, str], str] = {}
+        """Why a worker was told what to hold, by step and worker."""
         self._residents: dict[tuple[str, str, str], tuple[str, str]] = {}
 
     def name_of(self, variant_id: str) -> str:
@@ -121,6 +145,10 @@ class Scene:
         self.leases.clear()
         self._whys.clear()
 
+    def learn(self, names: dict[str, str]) -> None:
+        """What people call variants."""
+        self.names.update(names)
+
     def take(self, step: Step) -> Moment:
         """Follow one step."""
         changed = isinstance(step.event, ev.ReplicaReported) and self._changes(step.event)
@@ -128,6 +156,7 @@ class Scene:
         moved = self._happened(step)
         granted: list[LeaseSeen] = []
         wants: list[WantsChange] = []
+        charges: list[Charge] = []
         for decision in step.decisions:
             match decision:
                 case do.GrantRows():
@@ -137,13 +166,23 @@ class Scene:
                         self.leases[lease_id].asked = (step.at_s, rows, why)
                 case do.SendWants():
                     wants.append(self._want(decision))
-                    self._whys[step.n] = decision.why
+                    self._whys[step.n, decision.worker_id] = decision.why
+                case do.RecordAttempts():
+                    charges += self._charge(decision)
                 case do.EndJob(job_id):
                     self._end(job_id, decision, step.at_s)
                 case _:
                     pass
-        why = "" if step.because is None else self._whys.get(step.because, "")
-        return Moment(step, moved, granted, wants, why, changed, residents_lost)
+        left = isinstance(step.event, ev.WorkerLost) and not moved and self._drained(step.event.worker_id)
+        return Moment(step, moved, granted, wants, charges, self._why(step), changed, residents_lost, left)
+
+    def _why(self, step: Step) -> str:
+        worker_id = getattr(step.event, "worker_id", "")
+        return "" if step.because is None else self._whys.get((step.because, worker_id), "")
+
+    def _drained(self, worker_id: str) -> bool:
+        worker = self.workers.get(worker_id)
+        return worker is not None and worker.drains
 
     # --- what happened
 
@@ -190,7 +229,9 @@ class Scene:
                 return moved
             case ev.JobSubmitted():
                 self._learn(event.variant)
-                self.jobs[event.job_id] = JobSeen(event, step.at_s)
+                self.jobs[event.job_id] = JobSeen(event, step.at_s, attempts=dict(event.attempts))
+            case ev.WorkerLeaving(worker_id) if worker_id in self.workers:
+                self.workers[worker_id].drains = True
             case ev.VariantPinned(variant):
                 self._learn(variant)
             case _:
@@ -205,6 +246,8 @@ class Scene:
         job = self.jobs.get(event.job_id)
         if job is None:
             return []
+        if event.worker_id:
+            self.proved.add(job.submitted.variant.variant_id)
         lease, hedged = self.leases.get(event.lease_id), bool(job.hedged)
         moved = [] if lease is None or lease.job_id != event.job_id else self._take_out(lease, event.spans)
         if span_count(moved[0].spans if moved else []) < span_count(event.spans) or hedged:
@@ -249,7 +292,7 @@ class Scene:
         job.leased.discard(once)
         if not lease.open:
             self._close(lease)
-        return [Moved(lease, found.spans())]
+        return [Moved(lease, found.spans(), twice.spans())]
 
     def _close(self, lease: LeaseSeen) -> None:
         self.leases.pop(lease.lease_id, None)
@@ -289,6 +332,17 @@ class Scene:
         added = [want for want in sent.wants if want not in before]
         dropped = [want for want in before if want not in sent.wants]
         return WantsChange(sent.worker_id, added, dropped, sent.why)
+
+    def _charge(self, record: do.RecordAttempts) -> list[Charge]:
+        job = self.jobs.get(record.job_id)
+        if job is None:
+            return []
+        charges: list[Charge] = []
+        for index, attempts in record.attempts:
+            back = attempts < job.attempts.get(index, 0)
+            job.attempts[index] = attempts
+            charges.append(Charge(record.job_id, index, attempts, back))
+        return charges
 
     def _end(self, job_id: str, decision: do.EndJob, at_s: float) -> None:
         job = self.jobs.get(job_id)

@@ -10,7 +10,7 @@ from pilotlight.core.story.context import ContextTeller
 from pilotlight.core.story.job import JobTeller
 from pilotlight.core.story.lease import LeaseTeller
 from pilotlight.core.story.overview import Overview
-from pilotlight.core.story.records import Began, Gap, Line, Record, Step, Story
+from pilotlight.core.story.records import Began, Gap, Line, Named, Record, Step, Story
 from pilotlight.core.story.row import RowTeller
 from pilotlight.core.story.scene import Moment, Scene
 from pilotlight.core.story.subjects import ContextSubject, JobSubject, LeaseSubject, RowSubject, Subject, WorkerSubject
@@ -30,8 +30,13 @@ def survey(records: Iterable[Record]) -> Cast:
     """Everything that has a name in the records; see `subjects.find`."""
     cast = Cast()
     for record in records:
-        if isinstance(record, Step):
-            cast.take(record)
+        match record:
+            case Step():
+                cast.take(record)
+            case Named(names=names):
+                cast.variants.update(names)
+            case _:
+                pass
     return cast
 
 
@@ -84,6 +89,8 @@ def _follow(records: Iterable[Record], scene: Scene, teller: Teller) -> list[Lin
                     between.append(Line(at_s, "(what was before is no longer in the log)"))
                 elif managers > 1:
                     between.append(Line(at_s, f"(a new manager, number {epoch}, took over)"))
+            case Named(names=names):
+                scene.learn(names)
             case Gap(at_s, lost, reason):
                 between.append(Line(at_s, f"({count_text(lost, 'step')} missing: {reason})"))
     return between

@@ -44,9 +44,24 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def range_text(least_s: float, most_s: float) -> str:
+    """What is only known to be between two durations: `1.2 s to 1.9 s`; `1.2 s` where both read alike."""
+    least, most = duration_text(max(0.0, least_s)), duration_text(max(0.0, most_s))
+    return most if least == most else f"{least} to {most}"
+
+
+def be_text(spans: Iterable[Span], one: str = "was", many: str = "were") -> str:
+    """The verb that goes with `rows_text`: `row 7 was`, `rows 7-8 were`."""
+    return one if len(IndexSet(spans)) == 1 else many
+
+
 def bytes_text(count: int) -> str:
-    """`1.2 GB`, `340 MB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    """`1.2 GB`, `340 MB`, `3 kB`."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    if count >= 999_500:
+        return f"{count / 1e6:.0f} MB"
+    return f"{count / 1e3:.0f} kB" if count >= 1000 else f"{count} B"
 
 
 def because_text(why: str) -> str:

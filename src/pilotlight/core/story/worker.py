@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.ranges import span_count
-from pilotlight.core.story.loads import change_text, ended_text, fact_text, wants_text
+from pilotlight.core.story.loads import change_text, charge_text, ended_text, fact_text, wants_text
 from pilotlight.core.story.records import Line, Story
 from pilotlight.core.story.scene import Moment, Moved, Scene, WantsChange
 from pilotlight.core.story.words import because_text, bytes_text, count_text, duration_text, listed, rows_text
@@ -127,7 +127,8 @@ class WorkerTeller:
 
     def _joined(self, moment: Moment, event: ev.WorkerJoined) -> None:
         again = "joined again" if self._joined_at_s is not None else "joined"
-        self._joined_at_s = moment.step.at_s
+        if self._joined_at_s is None:
+            self._joined_at_s = moment.step.at_s
         self._fate = ""
         devices = [f"{d.device_id} ({d.kind}, {bytes_text(d.memory_bytes)})" for d in event.devices]
         holding = [f"{self._scene.name_of(f.variant_id)} {f.state.value} on {f.device_id}" for f in event.inventory]
@@ -137,18 +138,18 @@ class WorkerTeller:
             self._say(moment, f"{_leases_text(moment.moved)} of its former connection: void")
 
     def _lost(self, moment: Moment, reason: str) -> None:
-        noted = [d.text for d in moment.step.decisions if isinstance(d, do.Note)]
-        left = any(text.endswith(" left") for text in noted)
         since = moment.step.at_s - self._joined_at_s if self._joined_at_s is not None else 0.0
-        if left and not moment.moved:
+        if moment.left:
             self._say(moment, f"left ({reason})")
             self._fate = f"; left after {duration_text(since)}"
             return
-        started = next((text.split("; ", 1)[1] for text in noted if "; " in text), "")
+        again = sum(d.again for d in moment.step.decisions if isinstance(d, do.Note))
         text = f"was lost ({reason})"
         if moment.moved:
             text += f": {_leases_text(moment.moved)} went back to the queue"
-        self._say(moment, f"{text}; {started}" if started else text)
+        runs = "runs" if again == 1 else "run"
+        started = f"; {count_text(again, 'request')} had started and {runs} again elsewhere" if again else ""
+        self._say(moment, text + started)
         self._fate = f"; lost after {duration_text(since)} ({reason})"
 
     def _died(self, moment: Moment, event: ev.ReplicaDied) -> None:
@@ -156,14 +157,13 @@ class WorkerTeller:
         name = self._scene.name_of(event.variant_id)
         held = f" with {_leases_text(moment.moved)}, of which about {event.started} had started" if moment.moved else ""
         self._say(moment, f"the replica of {name} on {event.device_id} {ended_text(event)} ({event.reason}){held}")
+        for charge in moment.charges:
+            self._say(moment, charge_text(charge, f"row {charge.index} of {charge.job_id}"))
         for decision in moment.step.decisions:
             match decision:
-                case do.RecordAttempts(job_id, attempts):
-                    for index, count in attempts:
-                        self._say(moment, f"attempt {count} was charged to row {index} of {job_id}, which was alone")
                 case do.WriteFailure(job_id, index):
                     self._say(moment, f"row {index} of {job_id} had no attempt left and became an error row")
-                case do.Note(_, text) if " rests for " in text:
+                case do.Note(text=text, rest_device=device_id) if device_id:
                     self._say(moment, text)
                 case _:
                     pass
