@@ -14,6 +14,8 @@ from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.model import Device, Variant
 from pilotlight.core.story.records import Began, Gap, Record, Step
+from pilotlight.core.story.subjects import find
+from pilotlight.core.story.telling import survey, tell
 from pilotlight.core.transitions import JobState, Level, ReplicaState
 from pilotlight.io import eventfile
 from pilotlight.manager import eventlog
@@ -218,13 +220,62 @@ def test_a_long_log_keeps_two_files_and_what_still_stands(tmp_path: Path) -> Non
         clock.take(1.1 + n / 10, written(n, n + 1, f"lease-1.{n}"), grant(n, n + 1))
     log.close()
     assert sum(path.stat().st_size for path in eventfile.files(tmp_path)) < 2 * 40_000
-    began, *rest = read(tmp_path)
+    began = read(tmp_path)[0]
     assert isinstance(began, Began)
     assert began.again
     assert told(tmp_path)[:3] == [submitted(), joined(), live()]
-    assert [step.event for step in steps(tmp_path)[3:]] == [
-        written(n, n + 1, f"lease-1.{n}") for n in range(2000 - (len(rest) - 3), 2000)
+    rest = steps(tmp_path)[3:]
+    assert [step.event for step in rest] == [
+        written(n, n + 1, f"lease-1.{n}") for n in range(2000 - len(rest), 2000)
     ], "the end is all there, each step once"
+
+
+def turn_twice(clock: Clock, at_s: float) -> None:
+    """So much happens that nothing of before is left but what still stands."""
+    for n in range(400):
+        clock.take(at_s + n / 10, written(n, n + 1, f"lease-1.{n}"), grant(n, n + 1))
+
+
+def test_what_still_stands_can_be_told_with_its_name(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, epoch=1, file_bytes_max=8_000)
+    clock = Clock(log)
+    pinned, gone, held = Variant("lamp-1", "lamp"), Variant("fan-1", "fan"), Variant("held-1", "held")
+    parked = ev.CopyReported("worker-1", ev.CopyFact("lamp-1", Level.PARKED, 10))
+    lost = ev.CopyReported("worker-1", ev.CopyFact("lamp-1", Level.STAGED, 10))
+    asleep = ev.ReplicaReported("worker-1", ev.ReplicaFact("cpu", "held-1", "worker-1.2", ReplicaState.ASLEEP))
+    wants = do.SendWants("worker-1", 1, (("cpu", "lamp-1", Level.LIVE),), "it is pinned")
+    others = do.SendWants("worker-2", 1, (("cpu", "lamp-1", Level.LIVE),), "it is pinned as well")
+    leaving = ev.WorkerLeaving("worker-2", "a signal")
+    clock.take(0.0, joined())
+    clock.take(0.0, joined("worker-2"))
+    clock.take(0.1, ev.VariantPinned(pinned, on=True), wants, others)
+    clock.take(0.1, ev.VariantPinned(gone, on=True))
+    clock.take(0.1, ev.VariantPinned(gone, on=False))
+    clock.take(0.2, ev.JobSubmitted("job-0", "out.jsonl", held))
+    clock.take(0.3, parked)
+    clock.take(0.3, lost)
+    clock.take(0.3, asleep)
+    clock.take(0.3, leaving)
+    clock.take(0.4, ev.CopyReported("worker-1", ev.CopyFact("lamp-1", Level.STAGED, 0)))
+    clock.take(0.5, ev.Tick(), do.EndJob("job-0", JobState.COMPLETED, "", ""))
+    turn_twice(clock, 1.6)
+    log.close()
+    rest = [step for step in steps(tmp_path) if not isinstance(step.event, ev.RowsWritten)]
+    events = [step.event for step in rest if step.event != ev.Tick()]
+    assert events == [
+        ev.VariantPinned(pinned, on=True),
+        joined(),
+        joined("worker-2"),
+        parked,
+        asleep,
+        leaving,
+    ]
+    assert [step.decisions for step in rest if step.event == ev.Tick()] == [(wants,), (others,)]
+    for name in ("lamp", "held"):
+        (subject,) = find(survey(read(tmp_path)), name)
+        story = tell(read(tmp_path), subject)
+        assert story.title.startswith(f"{name} ({name}-1)")
+        assert story.lines
 
 
 def test_two_whole_files_repeat_nothing(tmp_path: Path) -> None:
@@ -381,6 +432,23 @@ def test_a_new_manager_goes_on_in_the_file_of_one_that_was_killed(tmp_path: Path
     assert told(tmp_path) == [submitted(), joined()]
     times = [record.at_s for record in read(tmp_path)]
     assert times == sorted(times)
+
+
+def test_a_clock_that_was_set_back_moves_nothing_into_the_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = EventLog(tmp_path, epoch=1, file_bytes_max=20_000)
+    Clock(log).take(50.0, submitted())
+    log.close()
+    wall_s = eventlog.time.time() - 3600
+    monkeypatch.setattr(eventlog.time, "time", lambda: wall_s)
+    log = EventLog(tmp_path, epoch=2, file_bytes_max=4_000)
+    clock = Clock(log)
+    for n in range(20):
+        clock.take(0.1 + n / 10, written(n, n + 1, f"lease-1.{n}"), grant(n, n + 1))
+    log.close()
+    assert len(eventfile.files(tmp_path)) == 2
+    times = [record.at_s for record in read(tmp_path)]
+    assert times == sorted(times)
+    assert times[-1] == pytest.approx(52.0)
 
 
 def test_a_line_of_another_version_is_a_gap(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
-from pilotlight.core.story.records import Began, Gap, Record, Step
+from pilotlight.core.story.records import Began, Gap, Named, Record, Step
 
 NAME = "events.jsonl"
 OLDER_NAME = "events.1.jsonl"
@@ -61,7 +61,7 @@ class _Reader:
         self._epoch: int | None = None
         self._first_n = 0
         """Of this manager's steps, the first that is not a repeated one."""
-        self._repeated: set[int] = set()
+        self._repeated: set[bytes] = set()
 
     def take(self, line: bytes) -> list[Record]:
         if not line.endswith(b"\n") or line == b"\n":
@@ -75,12 +75,14 @@ class _Reader:
         self._at_s = read.t + self._offset_s
         if read.lost:
             return [Gap(self._at_s, read.lost, read.why)]
+        if read.names:
+            return [Named(self._at_s, read.names)]
         if read.event is None:
             return []
         if read.again:
-            if read.n in self._repeated or 0 < self._first_n <= read.n:
+            if line in self._repeated or 0 < self._first_n <= read.n:
                 return []  # the older file has it
-            self._repeated.add(read.n)
+            self._repeated.add(line)
         else:
             self._first_n = self._first_n or read.n
         since_s = read.t if read.since is None else read.since
@@ -90,13 +92,12 @@ class _Reader:
         ]
 
     def _header(self, read: Any) -> list[Record]:
-        known = self._epoch == read.epoch and read.again
+        if self._epoch == read.epoch and read.again:
+            return []
         if self._first_began_s is None:
             self._first_began_s = read.began
         self._epoch = read.epoch
-        self._offset_s = max(read.began - self._first_began_s, self._at_s if not known else 0.0)
-        if known:
-            return []
+        self._offset_s = max(read.began - self._first_began_s, self._at_s)  # a clock may have been set back
         self._first_n = 0
         self._repeated.clear()
         self._at_s = self._offset_s
@@ -129,6 +130,7 @@ def _decoder() -> msgspec.json.Decoder[Any]:
         ("t", float, 0.0),
         ("since", float | None, None),
         ("because", int | None, None),
+        ("names", dict[str, str], msgspec.field(default_factory=dict)),
         ("event", event | None, None),
         ("do", list[decision], msgspec.field(default_factory=list)),
     ]

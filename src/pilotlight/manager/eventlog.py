@@ -23,6 +23,7 @@ import msgspec
 from pilotlight import __version__
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
+from pilotlight.core.model import Variant
 from pilotlight.core.ranges import IndexSet, Span
 from pilotlight.io.eventfile import FORMAT, NAME, OLDER_NAME, Header
 from pilotlight.manager.causes import Causes
@@ -32,6 +33,8 @@ QUEUED_BYTES_MAX = 16 << 20
 """More than a disk that is merely slow leaves waiting."""
 FLUSH_S = 1.0
 CLOSE_S_MAX = 2.0
+NAMES_MAX = 1000
+"""So many contexts are known by name after a turn; more would let a lasting pool's log grow."""
 
 
 class File(Protocol):
@@ -71,21 +74,36 @@ class _Rows:
 
 @dataclass(slots=True)
 class _Standing:
-    """The lines that a new file repeats, by what they are about."""
+    """The lines that a new file repeats, by what they are about; and what people call variants."""
 
+    names: dict[str, str] = field(default_factory=dict[str, str])
+    pins: dict[str, bytes] = field(default_factory=dict[str, bytes])
     jobs: dict[str, bytes] = field(default_factory=dict[str, bytes])
     workers: dict[str, bytes] = field(default_factory=dict[str, bytes])
-    replicas: dict[tuple[str, str, str], bytes] = field(default_factory=dict[tuple[str, str, str], bytes])
+    wants: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    leaving: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    held: dict[tuple[str, str, str], bytes] = field(default_factory=dict[tuple[str, str, str], bytes])
+    """By worker, variant, and the device of a replica or the level of a copy."""
 
     def lines(self) -> list[bytes]:
-        """Workers first: replicas are on them."""
-        return [*self.jobs.values(), *self.workers.values(), *self.replicas.values()]
+        """Workers before what is on them."""
+        told = (self.pins, self.jobs, self.workers, self.wants, self.held, self.leaving)
+        return [line for lines in told for line in lines.values()]
+
+    def meet(self, *variants: Variant) -> None:
+        """Names outlive what brought them, as replicas do; the last ones heard are kept."""
+        for variant in variants:
+            self.names.pop(variant.variant_id, None)
+            self.names[variant.variant_id] = variant.name
+        while len(self.names) > NAMES_MAX:
+            del self.names[next(iter(self.names))]
 
     def lose_worker(self, worker_id: str) -> None:
         """What was on it is gone with it."""
-        self.workers.pop(worker_id, None)
-        for key in [key for key in self.replicas if key[0] == worker_id]:
-            del self.replicas[key]
+        for lines in (self.workers, self.wants, self.leaving):
+            lines.pop(worker_id, None)
+        for key in [key for key in self.held if key[0] == worker_id]:
+            del self.held[key]
 
 
 class EventLog:
@@ -212,29 +230,56 @@ class EventLog:
         standing = self._standing
         match event:
             case ev.JobSubmitted():
+                standing.meet(event.variant)
                 standing.jobs[event.job_id] = self._again(line)
+            case ev.VariantPinned(variant, on):
+                standing.meet(variant)
+                standing.pins.pop(variant.variant_id, None)
+                if on:
+                    standing.pins[variant.variant_id] = self._again(line)
+            case _:
+                self._stand_on_worker(event, line)
+        for decision in decisions:
+            match decision:
+                case do.EndJob(job_id):
+                    standing.jobs.pop(job_id, None)
+                case do.SendWants(worker_id) if worker_id in standing.workers:
+                    standing.wants[worker_id] = self._again(line, wants=decision)
+                case _:
+                    pass
+
+    def _stand_on_worker(self, event: ev.ManagerEvent, line: dict[str, Any]) -> None:
+        standing = self._standing
+        match event:
             case ev.WorkerJoined():
+                standing.meet(*event.variants)
                 standing.lose_worker(event.worker_id)
                 standing.workers[event.worker_id] = self._again(line)
-            case ev.ReplicaReported(worker_id, fact):
-                standing.replicas[worker_id, fact.device_id, fact.variant_id] = self._again(line)
+            case ev.WorkerLeaving(worker_id) if worker_id in standing.workers:
+                standing.leaving[worker_id] = self._again(line)
             case ev.WorkerLost():
                 standing.lose_worker(event.worker_id)
                 for key in [key for key in self._resident if key[0] == event.worker_id]:
                     del self._resident[key]
+            case ev.ReplicaReported(worker_id, fact):
+                standing.held[worker_id, fact.variant_id, fact.device_id] = self._again(line)
+            case ev.CopyReported(worker_id, fact):
+                key = (worker_id, fact.variant_id, f"a copy, {fact.level.value}")
+                standing.held.pop(key, None)
+                if fact.bytes:
+                    standing.held[key] = self._again(line)
             case ev.ReplicaStopped() | ev.ReplicaDied() | ev.LoadFailed():
-                key = (event.worker_id, event.device_id, event.variant_id)
-                standing.replicas.pop(key, None)
-                self._resident.pop(key, None)
+                standing.held.pop((event.worker_id, event.variant_id, event.device_id), None)
+                self._resident.pop((event.worker_id, event.device_id, event.variant_id), None)
             case _:
                 pass
-        for decision in decisions:
-            if isinstance(decision, do.EndJob):
-                standing.jobs.pop(decision.job_id, None)
 
-    def _again(self, line: dict[str, Any]) -> bytes:
-        """What happened still stands; what was decided then is done."""
-        return self._encoded({"again": True, **{name: line[name] for name in ("n", "t", "event")}})
+    def _again(self, line: dict[str, Any], *, wants: do.SendWants | None = None) -> bytes:
+        """What happened still stands; what was decided then is done, but for what a worker is to hold."""
+        again: dict[str, Any] = {"again": True, "n": line["n"], "t": line["t"]}
+        if wants is not None:
+            return self._encoded({**again, "event": {"Tick": ev.Tick()}, "do": [{"SendWants": wants}]})
+        return self._encoded({**again, "event": line["event"]})
 
     def _put(self, line: bytes) -> None:
         self._lines.append(line)
@@ -253,6 +298,8 @@ class EventLog:
             self._bytes = 0
             self._writer.turn()
             self._put(self._header_again)
+            if self._standing.names:
+                self._put(self._encoded({"t": round(now - self._began_s, 4), "names": self._standing.names}))
             for line in self._standing.lines():
                 self._put(line)
 
