@@ -258,9 +258,12 @@ def test_a_crashed_pool_is_brought_up_again_by_who_needs_it(shell: Shell) -> Non
     _until(lambda: not is_up(shell.pool()), "its manager is gone")
     out, _ = shell.run("down")
     assert "ended 1 job; what was written stays" in out
+    assert "its manager had ended before" in out
     assert shell.processes() == []
     assert "pool default is up: 2 workers" in shell.run("up --workers 2")[0]
-    assert all(view["state"] != "running" for view in shell.jobs().values())
+    ended = shell.jobs()[detached]
+    assert ended["state"] == "cancelled"
+    assert "taken down" in ended["message"]
 
 
 def test_a_manager_that_hangs_is_ended_all_the_same(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

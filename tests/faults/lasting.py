@@ -161,8 +161,13 @@ class LastingPool:
         self.manager.wait(WAIT_S)
         assert not is_up(self.folder)
 
+    def send(self, number: signal.Signals) -> None:
+        """Signal the manager."""
+        assert self.manager is not None
+        self.manager.send_signal(number)
+
     def down(self) -> int:
-        """End the manager in order. Returns its exit status."""
+        """End the manager in order; its jobs pause. Returns its exit status."""
         assert self.manager is not None
         if self.manager.poll() is None:
             self.manager.send_signal(signal.SIGTERM)

@@ -329,6 +329,30 @@ def test_down_ends_everything_and_keeps_the_history(ground: Playground) -> None:
     pool.down()
 
 
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_manager_that_the_system_ends_leaves_its_jobs_to_the_next(ground: Playground, detached: bool) -> None:
+    source, out = ground.rows(2000, sleep_s=0.002), ground.folder / "out.jsonl"
+    pool = LastingPool(ground, workers=1)
+    pool.up()
+    with pool.client() as client:
+        job = client.submit(request(source, out), detached=detached).job
+        client.seen(lambda seen: done_rows(seen) > 50)
+        pool.send(signal.SIGTERM)
+        ended = client.end_of(job)
+        assert (ended.outcome, ended.exit_code) == ("suspended", 1)
+        assert "goes on when the pool is up again (pilotlight up --pool test)" in ended.message
+    assert pool.down() == 0
+    ground.assert_clean()
+    pool.up()
+    with pool.client() as client:
+        again = client.submit(request(source, out))  # as the same command does
+        assert (again.job, again.joined) == (job, True)
+        assert again.rows_done > 50
+        assert client.end_of(job).outcome == "completed"
+    assert_exact(source, out)
+    pool.down()
+
+
 def test_a_second_manager_is_refused(ground: Playground) -> None:
     with lasting_pool(ground, workers=1) as pool:
         command = [sys.executable, "-P", "-m", "pilotlight.manager", str(pool.folder)]

@@ -66,7 +66,7 @@ def attach(
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Show why.", negative="")] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], help="Say only what went wrong.", negative="")] = False,
 ) -> int:
-    """Follow a running job as its own command does, and end with its exit code. Ctrl-C leaves it running."""
+    """Follow a running job as its own command does, and end with its exit code. Ctrl-C changes nothing for the job."""
     handles: list[Job[Result]] = []
 
     def submit(connected: Pool, _again: bool) -> Job[Result]:

@@ -77,8 +77,9 @@ def down(*, pool: PoolName = DEFAULT_NAME) -> int:
         if any(residence.level != "staged" for residence in context.residences):
             idle = "in use" if context.jobs else f"last used {duration(context.idle_s)} ago"
             print(f"let go of {context.name}, which was {where(context)} and {idle}")
-    forced = "; its manager did not end by itself and was killed" if ended.forced else ""
-    print(f"pool {pool} is down, with {counted(ended.workers, 'worker')}{forced}")
+    how = "; its manager did not end by itself and was killed" if ended.forced else ""
+    how = "; its manager had ended before" if ended.was_gone else how
+    print(f"pool {pool} is down, with {counted(ended.workers, 'worker')}{how}")
     return 0
 
 

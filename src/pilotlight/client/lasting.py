@@ -82,7 +82,7 @@ class Up:
 
 @dataclass(frozen=True)
 class Down:
-    """What taking a pool down ended. forced: its manager did not answer, or did not end by itself."""
+    """What taking a pool down ended. forced: its manager had to be killed. was_gone: it had ended before."""
 
     jobs: list[JobView] = field(default_factory=list[JobView])
     jobs_unseen: int = 0
@@ -90,6 +90,7 @@ class Down:
     contexts: list[ContextView] = field(default_factory=list[ContextView])
     workers: int = 0
     forced: bool = False
+    was_gone: bool = False
 
 
 # --- up --------------------------------------------------------------------------------------------------------
@@ -100,6 +101,8 @@ def bring_up(name: str, wishes: Wishes) -> Up:
     folder = pool_folder(name)
     folders.make_folder(folder, "pool", "PILOTLIGHT_STATE_DIR")
     with _locked(folder):
+        if is_up(folder) and not shall_be_up(folder):
+            _end(folder, DOWN_S_MAX)  # whoever was to end it was interrupted
         if is_up(folder):
             spec = read_spec(folder)
             if names := wishes.differences(spec):
@@ -199,20 +202,28 @@ def take_down(name: str, *, grace_s: float = DOWN_S_MAX) -> Down | None:
     with _locked(folder):
         if not (shall_be_up(folder) or is_up(folder)):
             return None
-        spec = read_spec(folder)
-        (folder / ENDED).touch(mode=0o600)  # first, so that no command brings it up again meanwhile
-        ended = _asked_to_end(folder, spec) if is_up(folder) else None
-        forced = ended is None or not _is_gone_within(folder, grace_s)
-        if forced:
-            _kill_manager(folder)
-        jobs_unseen = _end_what_is_left(folder, spec)
-        remove_sockets(folder, spec)
-        if spec.socket_dir:
-            with contextlib.suppress(OSError):
-                Path(spec.socket_dir).rmdir()
+        return _end(folder, grace_s)
+
+
+def _end(folder: Path, grace_s: float) -> Down:
+    """With the lock held."""
+    spec = read_spec(folder)
+    (folder / ENDED).touch(mode=0o600)  # first, so that no command brings it up again meanwhile
+    was_gone = not is_up(folder)
+    ended = None if was_gone else _asked_to_end(folder, spec)
+    forced = not was_gone and (ended is None or not _is_gone_within(folder, grace_s))
+    if forced:
+        _kill_manager(folder)
+    jobs_unseen = _end_what_is_left(folder, spec)
+    remove_sockets(folder, spec)
+    if spec.socket_dir:
+        with contextlib.suppress(OSError):
+            Path(spec.socket_dir).rmdir()
     if ended is None:
-        return Down(jobs_unseen=jobs_unseen, workers=spec.workers, forced=True)
+    return Down(jobs_unseen=jobs_unseen, workers=spec.workers, forced=forced, was_gone=was_gone)
     return replace(ended, forced=forced)
+
+
 
 
 def _asked_to_end(folder: Path, spec: PoolSpec) -> Down | None:
@@ -263,9 +274,10 @@ def _kill_manager(folder: Path) -> None:
 
 
 def _end_what_is_left(folder: Path, spec: PoolSpec) -> int:
-    """End workers that outlived their manager, and forget its jobs, so that a later pool does not go on with them.
-    Returns how many jobs those were."""
-    from pilotlight.manager import build
+    """End workers that outlived their manager, and its jobs, so that a later pool does not go on with them. Returns how
+    many jobs those were."""
+    from pilotlight.manager import build, views
+    from pilotlight.manager.journal import PoolJournal
 
     with contextlib.suppress(OSError, msgspec.DecodeError):
         pilots = msgspec.json.decode((folder / "pilots.json").read_bytes(), type=dict[str, str])
@@ -276,8 +288,14 @@ def _end_what_is_left(folder: Path, spec: PoolSpec) -> int:
             provider.close()
         (folder / "pilots.json").unlink()
     jobs = list((folder / "jobs").glob("*.json"))
+    if jobs:
+        journal = PoolJournal(folder, lambda _level, _text, _subject: None, keeps=True)
+        journal.read()
+        for record in list(journal.jobs.values()):
+            message = "the pool was taken down when its manager was gone; what was written stays"
+            journal.end_job(views.lost_job(record, message, state="cancelled"))
     for path in jobs:
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # one that could not be read
     return len(jobs)
 
 
@@ -287,6 +305,12 @@ def _end_what_is_left(folder: Path, spec: PoolSpec) -> int:
 def shall_be_up(folder: Path) -> bool:
     """Whether the pool was brought up and not taken down since; its manager may have crashed."""
     return (folder / "pool.json").exists() and not (folder / ENDED).exists()
+
+
+def has_crashed(name: str) -> bool:
+    """Whether the pool shall be up, and its manager is gone."""
+    folder = pool_folder(name)
+    return shall_be_up(folder) and not is_up(folder)
 
 
 @contextlib.contextmanager

@@ -51,13 +51,13 @@ def job_view(manager: Manager, job: JobFiles, state: str, message: str = "") -> 
     )
 
 
-def lost_job(record: JobRecord, message: str) -> JobView:
-    """A job of an earlier manager that could not be taken up."""
+def lost_job(record: JobRecord, message: str, state: str = "failed") -> JobView:
+    """A job of an earlier manager that was not taken up."""
     request = record.request
     return JobView(
         job=record.job,
         name=request.name,
-        state="failed",
+        state=state,
         rows_read=0,
         rows_done=0,
         rows_error=0,

@@ -2,7 +2,8 @@
 
 One Ctrl-C or SIGTERM lets rows in flight finish and ends with 128+signal; a second one ends at once, and so does the
 first while there is no job yet (a model is fetched, an earlier output is looked through). Either way the same command
-goes on later, because the manager keeps what is finished.
+goes on later, because the manager keeps what is finished. A job that is detached, or that another command asks for,
+is left as it is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pilotlight.client.console.fold import Fold
 from pilotlight.client.console.summary import render, summarise
 from pilotlight.client.jobs import Job
 from pilotlight.client.launch import END_S_MAX
+from pilotlight.client.lasting import is_running
 from pilotlight.client.pool import Pool
 from pilotlight.core.errors import JobCancelled, JobFailed, LinkClosed, OutputError, PilotlightError
 from pilotlight.io.report import report_path
@@ -124,14 +126,14 @@ class Follower:
         interrupts = self.interrupts
         with interrupts.caught(), display:
             try:
-                self.pool.start()
-                _leave_if_interrupted(interrupts)
                 ended = self._through_crashes(display)
             except Left as left:
                 return Ending(128 + (interrupts.first or signal.SIGINT), None, [str(left)], goes_on=True)
             except KeyboardInterrupt:
                 interrupts.at_once = True
                 text = f"stopped at once; what was written stays, and the same command goes on ({self.output})"
+                if self.leaves:
+                    text = "left before the pool had answered; nothing was stopped"
                 return Ending(128 + (interrupts.first or signal.SIGINT), None, [text])
             finally:
                 log_dir, trouble = self.pool.log_dir, self.pool.troubled - self.planned()
@@ -147,15 +149,18 @@ class Follower:
         """As `_see_through`; where the manager of a pool that stays crashes, the next one goes on with the job."""
         crashes = rows_done = 0
         while True:
-            job = self.submit(self.pool, self._begun)
+            job: Job[Any] | None = None
             try:
+                self.pool.start()
+                _leave_if_interrupted(self.interrupts)
+                job = self.submit(self.pool, self._begun)
                 return self._see_through(job, display)
             except LinkClosed:
                 done = self.fold.view.rows_done if self.fold.view else 0
                 crashes, rows_done = (1 if done > rows_done else crashes + 1), done
                 if not self.pool.name or crashes > CRASHES_MAX:
                     raise
-                self._begun |= job.accepted is not None
+                self._begun |= job is not None and job.accepted is not None
                 self._brought_back(display)
 
     def _brought_back(self, display: Display) -> None:
@@ -207,14 +212,25 @@ class Follower:
             return
         if job.accepted is None:
             raise KeyboardInterrupt
-        if self.leaves or (job.accepted.joined and not self._begun):
+        if self.leaves:
             raise Left(f"left; {job.id} goes on (pilotlight attach {job.id}{_in(self.pool)})")
+        if self._drain is None and (why := self._goes_on(job)):
+            raise Left(f"left; {job.id} goes on, {why} (pilotlight cancel {job.id}{_in(self.pool)} ends it)")
         if self._drain is None:
             self._drain = Drain(now_s)
             display.note("stopping: rows in flight may finish (once more: stop at once)", "warning")
             job.cancel(drain=True)
         elif text := self._drain.hint(self.fold, now_s):
             display.note(text)
+
+    def _goes_on(self, job: Job[Any]) -> str:
+        """Why the job runs on when this command leaves, if it does."""
+        if not self.pool.name:
+            return ""
+        view = next((view for view in self.pool.jobs() if view.job == job.id and is_running(view)), None)
+        if view is None:
+            return ""
+        return "as it is detached" if view.detached else "as another command asks for it" if view.holders > 1 else ""
 
     def _say_begun(self, job: Job[Any], display: Display) -> None:
         assert job.accepted is not None
@@ -268,9 +284,10 @@ def hand_over(pool: Pool, submit: Submit, *, quiet: bool = False) -> Ending:
                     _waited(job)
                 accepted = job.accepted or _refusal(job)
         except KeyboardInterrupt:
-            return Ending(
-                128 + (interrupts.first or signal.SIGINT), None, ["stopped before the pool had taken the job"]
+            text = (
+                f"left before the pool had taken the job, which may still begin (pilotlight jobs{_in(pool)} shows it)"
             )
+            return Ending(128 + (interrupts.first or signal.SIGINT), None, [text])
     say(job.id)
     if accepted.complete:
         return Ending(0, None, [f"nothing is left to do: all {accepted.rows_done:,} rows have their answer"])
