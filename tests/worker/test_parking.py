@@ -88,6 +88,21 @@ def test_equal_files_are_parked_once(here: Parking, model: Path) -> None:
     assert (parked.path / "model-2.safetensors").read_bytes() == WEIGHTS
 
 
+def test_nothing_is_remembered_of_variants_that_are_gone(here: Parking, model: Path) -> None:
+    turns: list[int] = []
+
+    def busy(source: Source) -> str:
+        turns.append(len(here._busy))
+        return digest(source)
+
+    for n in range(5):
+        here.park(f"v{n}", model, busy)
+        here.drop(f"v{n}")
+        here.drop(f"never parked {n}")
+    assert turns == [1] * 5
+    assert not here._busy
+
+
 def test_parking_says_why_it_can_t(tmp_path: Path, model: Path) -> None:
     full = parking(tmp_path, free=lambda: 1000)
     with pytest.raises(CopyError, match=r"it needs 0\.00 GB of host memory, and 0\.00 GB are free"):

@@ -16,7 +16,7 @@ import shutil
 import stat
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,14 @@ class Parked:
         self.path = self.folder
 
 
+@dataclass(slots=True)
+class _Turn:
+    """Who is at work on one variant. users: that one, and those who wait."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+
+
 class Parking:
     """What one agent holds in memory.
 
@@ -57,7 +65,8 @@ class Parking:
         self._stop = stop
         self._memory_free = memory_free
         self._parked: dict[str, Parked] = {}
-        self._busy: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._busy: dict[str, _Turn] = {}
 
     def find(self, variant_id: str) -> Parked | None:
         """A variant that is parked here."""
@@ -70,7 +79,7 @@ class Parking:
         """
         if sys.platform != "linux":
             raise CopyError("parking needs Linux (memfd_create)")
-        with self._busy.setdefault(variant_id, threading.Lock()):
+        with self._alone(variant_id):
             if variant_id in self._parked:
                 return self._parked[variant_id]
             parked = Parked(self._folder / variant_id, 0)
@@ -84,6 +93,21 @@ class Parking:
                 raise
             self._parked[variant_id] = parked
             return parked
+
+    @contextlib.contextmanager
+    def _alone(self, variant_id: str) -> Generator[None]:
+        """One thread at a time is at work on a variant."""
+        with self._lock:
+            turn = self._busy.setdefault(variant_id, _Turn())
+            turn.users += 1
+        try:
+            with turn.lock:
+                yield
+        finally:
+            with self._lock:
+                turn.users -= 1
+                if not turn.users:
+                    del self._busy[variant_id]
 
     def _fill_in(self, parked: Parked, model: Path, digest: Callable[[Source], str]) -> None:
         sources = modelfiles.of(model)
@@ -107,7 +131,7 @@ class Parking:
 
     def drop(self, variant_id: str) -> None:
         """Let go of a variant's memory; what maps it keeps it until it ends."""
-        with self._busy.setdefault(variant_id, threading.Lock()):
+        with self._alone(variant_id):
             parked = self._parked.pop(variant_id, None)
             if parked is not None:
                 self._let_go(parked)
