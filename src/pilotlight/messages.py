@@ -182,8 +182,9 @@ class Notice(Message, frozen=True, kw_only=True):
 
 
 class JobEnded(Message, frozen=True, kw_only=True):
-    """A job is over. outcome: completed, failed, cancelled, or suspended (its output can't be written; the same
-    command goes on). `report` is what was written beside a path output. Nothing about this job follows."""
+    """A job is over. outcome: completed, failed, cancelled, or suspended (its output can't be written, or its pool
+    pauses; the same command goes on). `report` is what was written beside a path output. Nothing about this job
+    follows."""
 
     job: str
     outcome: Literal["completed", "failed", "cancelled", "suspended"]
