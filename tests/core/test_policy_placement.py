@@ -268,4 +268,4 @@ def test_a_plan_tells_why() -> None:
     state = state_with(("a", 20))
     state.pinned.add("v")
     ((_, plan),) = placement.plan(state, 0.0, 600.0)
-    assert plan.why == "d0 takes model: it is pinned"
+    assert plan.why == "it is pinned"

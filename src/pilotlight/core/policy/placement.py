@@ -179,33 +179,34 @@ class _Plan:
     # --- words
 
     def _why(self, worker: Worker, devices: dict[DeviceId, DevicePlan], parks: tuple[VariantId, ...]) -> str:
-        """What changes on a worker and why, in one clause each."""
-        clauses: list[str] = []
+        """Why a worker's devices and memory should hold something else than before: what that is, its wants say. One
+        reason, or one for each context where they differ."""
+        reasons: list[tuple[VariantId, str]] = []
         for device_id, device in devices.items():
             before = worker.devices[device_id].wants
             if before is device.wants:
                 continue
-            clauses += [f"{device_id} takes {self._because(v)}" for v in device.wants if v not in before]
-            clauses += [f"{device_id} gives up {self._despite(v, device)}" for v in before if v not in device.wants]
+            reasons += [(v, self._because(v)) for v in device.wants if v not in before]
+            reasons += [(v, self._despite(v, device)) for v in before if v not in device.wants]
         if parks is not worker.park_wants:
-            kept = [self._state.name_of(v) for v in parks if v not in worker.park_wants]
-            clauses += [f"its memory keeps {name}, for which its devices have no room" for name in kept]
+            reasons += [(v, "its devices have no room for it") for v in parks if v not in worker.park_wants]
+        if len({reason for _, reason in reasons}) == 1:
+            return reasons[0][1]
+        clauses = list(dict.fromkeys(f"{self._state.name_of(v)}: {reason}" for v, reason in reasons))
         more = len(clauses) - CLAUSES_MAX
         return "; ".join([*clauses[:CLAUSES_MAX], *([f"and {more} more"] if more > 0 else [])])
 
     def _because(self, variant_id: VariantId) -> str:
-        name = self._state.name_of(variant_id)
         if variant_id in self._needed:
             jobs = sum(job.variant_id == variant_id for job in self._state.jobs.values())
-            return f"{name}: {jobs} jobs need it" if jobs > 1 else f"{name}: a job needs it"
-        return f"{name}: it is pinned" if variant_id in self._state.pinned else f"{name}: it was used lately"
+            return f"{jobs} jobs need it" if jobs > 1 else "a job needs it"
+        return "it is pinned" if variant_id in self._state.pinned else "it was used lately"
 
     def _despite(self, variant_id: VariantId, device: DevicePlan) -> str:
-        name = self._state.name_of(variant_id)
         if variant_id in self._state.evicted:
-            return f"{name}: it was evicted"
+            return "it was evicted"
         if variant_id in self._needed and device.moved:
-            return f"{name}: it is another context's turn"
+            return "it is another context's turn"
         if variant_id in self._needed or stays(self._state, variant_id, self._now, self._keep_alive_s):
-            return f"{name}: its room is needed" if device.wants else f"{name}: the device rests"
-        return f"{name}: it was idle for longer than {self._keep_alive_s:.0f} s"
+            return "its room is needed" if device.wants else "the device rests"
+        return f"it was idle for longer than {self._keep_alive_s:.0f} s"
