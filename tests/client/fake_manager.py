@@ -55,6 +55,7 @@ class FakeJob:
     def __init__(self, name: str, request: JobRequest, client: Connection, *, detached: bool) -> None:
         self.name, self.request, self.done, self.detached = name, request, 0, detached
         self.clients = {client}
+        self.holders = {client}
         self.function: Any = None
         self.state: tuple[Any, ...] = ()
         if request.operation.function is not None:
@@ -75,6 +76,7 @@ class FakeJob:
             fraction=0.5,
             weight=self.request.weight,
             detached=self.detached,
+            holders=len(self.holders),
             output=self.output,
         )
 
@@ -119,7 +121,13 @@ class FakeManager:
 
     def accept(self, connection: Connection) -> None:
         connection.on_message = lambda message: self.receive(connection, message)
-        connection.on_closed = lambda _: None if spec().lasting else self.over.set()
+        connection.on_closed = lambda _: self.closed(connection)
+
+    def closed(self, connection: Connection) -> None:
+        for job in self.jobs.values():
+            job.holders.discard(connection)
+        if not spec().lasting:
+            self.over.set()
 
     def receive(self, connection: Connection, message: Any) -> None:
         match message:
@@ -173,6 +181,7 @@ class FakeManager:
         running = next((job for job in self.jobs.values() if job.output and job.request == request), None)
         if running is not None:
             running.clients.add(connection)
+            running.holders.add(connection)
             connection.send(Accepted(ticket=message.ticket, job=running.name, joined=True, request=request))
             return
         self.made += 1

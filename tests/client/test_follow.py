@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from pilotlight.messages import Accepted, Cancel, JobEnded, RowsIn
 from pilotlight.views import JobView, Totals
 from pilotlight.wire import JobRequest, Operation, StreamInput, StreamOutput
 
-from .conftest import COMMAND
+from .conftest import COMMAND, up
 
 
 def _ended(outcome: Any, message: str = "") -> JobEnded:
@@ -47,6 +49,98 @@ def test_a_signal_before_the_job_is_accepted_ends_the_command(tmp_path: Path) ->
     ending = following.follow(Pool(1, manager_command=COMMAND), submit, output=output, quiet=True, step=step)
     assert (ending.exit_code, ending.ended) == (128 + signal.SIGTERM, None)
     assert not output.exists()
+
+
+def _followed(output: Path, at_step: Callable[[int], None], **how: Any) -> following.Ending:
+    """Follow a job that hangs, in the pool that is up."""
+    calls = 0
+
+    def submit(pool: Pool, _again: bool) -> Job[Any]:
+        return pool.run_files(pl.LLM(how.get("model", "hang")), Operation(kind="generate"), [output], output)
+
+    def step(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        at_step(calls)
+
+    return following.follow(Pool.connect(), how.get("submit", submit), output=output, quiet=True, step=step)
+
+
+def _interrupts(at: int) -> Callable[[int], None]:
+    return lambda call: os.kill(os.getpid(), signal.SIGINT) if call == at else None
+
+
+def test_a_command_that_joined_leaves_while_another_asks_for_the_job(lasting_pool: int, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    with Pool.connect() as other:
+        first = other.run_files(pl.LLM("hang"), Operation(kind="generate"), [output], output)
+        ending = _followed(output, _interrupts(3))
+        assert (ending.exit_code, ending.goes_on) == (130, True)
+        assert ending.notes == ["left; job-1 goes on, as another command asks for it (pilotlight cancel job-1 ends it)"]
+        first.cancel()
+
+
+def test_a_command_that_joined_ends_the_job_if_it_is_the_last(lasting_pool: int, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    other = Pool.connect()
+    other.start()
+    other.run_files(pl.LLM("hang"), Operation(kind="generate"), [output], output)
+
+    def at_step(call: int) -> None:
+        if call == 3:
+            other.close()
+        if call == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    ending = _followed(output, at_step)
+    assert (ending.exit_code, ending.goes_on) == (130, False)
+    assert ending.ended is not None
+    assert ending.ended.outcome == "cancelled"
+
+
+def test_leaving_before_the_pool_answers_says_what_that_means(lasting_pool: int, tmp_path: Path) -> None:
+    def submit(pool: Pool, _again: bool) -> Job[Any]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return pool.run_files(pl.LLM("slow"), Operation(kind="generate"), [tmp_path], tmp_path / "out", detach=True)
+
+    ending = following.hand_over(Pool.connect(), submit)
+    assert ending.notes == ["left before the pool had taken the job, which may still begin (pilotlight jobs shows it)"]
+    attached = following.follow(Pool.connect(), submit, output=Path("job-3"), quiet=True, leaves=True)
+    assert attached.notes == ["left before the pool had answered; nothing was stopped"]
+
+
+def test_a_manager_that_dies_as_soon_as_it_is_back_counts_as_a_crash(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with up() as pid:
+        pool, pids = Pool.connect(), [pid]
+
+        def revive(_: str) -> object:
+            again = contextlib.ExitStack()
+            pids.append(again.enter_context(up()))
+            stack.push(again)
+            return object()
+
+        def submit(pool: Pool, _again: bool) -> Job[Any]:
+            if len(pids) < 3:
+                os.kill(pids[-1], signal.SIGKILL)
+                _until(lambda: pool.lost)
+            return pool.run_files(pl.LLM("some"), Operation(kind="generate"), [source], tmp_path / "out.jsonl")
+
+        source = tmp_path / "in.jsonl"
+        source.write_text('{"prompt": "x"}\n')
+        with contextlib.ExitStack() as stack:
+            monkeypatch.setattr(following.lasting, "revive", revive)
+            ending = following.follow(pool, submit, output=tmp_path / "out.jsonl", quiet=True)
+    assert ending.exit_code == 0
+    assert len(pids) == 3
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("outcome", ["suspended", "failed"])

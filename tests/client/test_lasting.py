@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +12,19 @@ import pytest
 
 import pilotlight as pl
 from pilotlight.client import folders, lasting, launch
+from pilotlight.client.feed import Window
+from pilotlight.client.jobs import Job
 from pilotlight.client.lasting import Wishes
 from pilotlight.client.pool import Pool
 from pilotlight.core.errors import LinkClosed
-from pilotlight.poolfile import SOCKET_PATH_BYTES_MAX, is_up, pool_folder, read_spec, write_spec
+from pilotlight.messages import Ask
+from pilotlight.poolfile import SOCKET_PATH_BYTES_MAX, is_up, pool_folder, read_spec
 from pilotlight.wire import Operation, PoolSpec, WorkerShape
 
-from .conftest import COMMAND
+from .conftest import COMMAND, up
 
 MODEL = pl.LLM("some/model")
 SHORT_S = 30.0
-
-
-@contextlib.contextmanager
-def _up(name: str = "default") -> Iterator[int]:
-    """A fake manager of a lasting pool; its process id."""
-    folder = pool_folder(name)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log_dir = folder / "logs"
-    log_dir.mkdir(exist_ok=True)
-    spec = PoolSpec(
-        workers=1, name=name, lasting=True, log_dir=str(log_dir), socket_dir=folders.socket_folder(folder), python="x"
-    )
-    write_spec(folder, spec)
-    process = launch.start_manager(folder, spec, command=COMMAND)
-    try:
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def lasting_pool() -> Iterator[int]:
-    with _up() as pid:
-        yield pid
 
 
 def test_a_pool_that_is_not_up_is_said_with_what_to_type() -> None:
@@ -136,7 +112,7 @@ def test_a_lost_manager_ends_what_waits_for_it_and_the_next_one_is_found(lasting
     assert pool.lost
     with pytest.raises(LinkClosed):
         pool.jobs()
-    with _up():
+    with up():
         pool.reconnect()
         assert not pool.lost
         assert [result.text for result in pool.generate(MODEL, ["a"])] == ["a!"]
@@ -198,12 +174,35 @@ def test_no_home_is_made_for_who_has_none(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_contexts_that_other_processes_would_not_find_are_warned_of(lasting_pool: int) -> None:
     @pl.context
-    def built(given: object) -> int:
-        return len(bytes(given))  # type: ignore[call-overload]
+    def built(given: memoryview) -> int:
+        return len(given)
+
+    def added(state: int, row: int) -> int:
+        return state + row
 
     odd = built(memoryview(b"abc"))
     with Pool.connect() as pool:
         with pytest.warns(UserWarning, match="holds builtins.memoryview, which may look different"):
-            assert [result.value for result in pool.map(lambda state, row: state + row, [1], context=odd)] == [4]
+            assert [result.value for result in pool.map(added, [1], context=odd)] == [4]
         with pytest.warns(UserWarning, match="holds builtins.memoryview, which may look different"):
             pool.pin(odd)
+
+
+def test_an_end_that_was_interrupted_is_finished_before_a_pool_is_brought_up(
+    lasting_pool: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pool_folder() / lasting.ENDED).touch()
+    started: list[bool] = []
+    monkeypatch.setattr(launch, "start_manager", lambda folder, *_args, **_how: started.append(is_up(folder)))
+    assert lasting.bring_up("default", Wishes(workers=3)).how == "started"
+    assert started == [False]
+    assert lasting.shall_be_up(pool_folder())
+
+
+def test_nothing_begins_on_a_session_that_was_closed(lasting_pool: int) -> None:
+    with Pool.connect() as pool:
+        session = pool._opened()
+    with pytest.raises(pl.JobCancelled, match="the pool was closed"):
+        session.ask(lambda ticket: Ask(ticket=ticket, what="jobs"))
+    with pytest.raises(pl.JobCancelled, match="the pool was closed"):
+        session.attach(Job(send=lambda _: None, reader=None, ordered=True, window=Window()), "job-1")

@@ -220,10 +220,8 @@ def _end(folder: Path, grace_s: float) -> Down:
         with contextlib.suppress(OSError):
             Path(spec.socket_dir).rmdir()
     if ended is None:
-    return Down(jobs_unseen=jobs_unseen, workers=spec.workers, forced=forced, was_gone=was_gone)
+        return Down(jobs_unseen=jobs_unseen, workers=spec.workers, forced=forced, was_gone=was_gone)
     return replace(ended, forced=forced)
-
-
 
 
 def _asked_to_end(folder: Path, spec: PoolSpec) -> Down | None:

@@ -30,7 +30,7 @@ from pilotlight.client.results import (
 from pilotlight.client.rows import chat_line, pickle_line, prompt_line
 from pilotlight.client.sampling import SamplingParams
 from pilotlight.client.session import Session, Watcher
-from pilotlight.core.errors import ConfigError, JobCancelled
+from pilotlight.core.errors import ConfigError, JobCancelled, LinkClosed
 from pilotlight.messages import Ask, Cancel, ContextsAnswer, Done, Evict, Hello, JobsAnswer, Pin, Shutdown
 from pilotlight.poolfile import DEFAULT_NAME, socket_path
 from pilotlight.views import ContextView, JobView
@@ -144,6 +144,9 @@ class Pool:
     def _connected(self) -> Session:
         from pilotlight.client import lasting
 
+        if lasting.has_crashed(self.name):
+            again = f"it is brought up again by {lasting.command('up', self.name)}"
+            raise LinkClosed(f"the manager of pool {self.name} is gone; {again}")
         folder, spec = lasting.find(self.name)
         session = Session(self._watchers)
         session.open(socket_path(folder, spec, "client.sock"), Hello(watch_s=self._watch_s))

@@ -55,7 +55,8 @@ class Session:
         self._submitted: dict[int, tuple[Job[Any], Start]] = {}
         self._jobs: dict[str, list[Job[Any]]] = {}
         self._asked: dict[int, Future[Answer]] = {}
-        self._leaving = False
+        self._left: PilotlightError | None = None
+        """What jobs end with, once this was closed."""
         self.greeting: Greeting | None = None
         self.lost = ""
         """Why the manager is gone, if it went without being asked to."""
@@ -74,7 +75,7 @@ class Session:
     def close(self, farewell: ClientMessage | None = None, *, grace_s: float, error: PilotlightError) -> None:
         """Say a last word and leave; handles of jobs that are not over end with `error`."""
         with self._lock:
-            self._leaving = True
+            self._left = self._left or error
             self._fail_all(error)
         if farewell is not None:
             self._link.send(farewell)
@@ -83,7 +84,7 @@ class Session:
     # --- jobs
 
     def submit(self, job: Job[Any], request: JobRequest, start: Start, *, detached: bool = False) -> None:
-        """Hand a job in; `start` is called once it is accepted. Raises `LinkClosed`."""
+        """Hand a job in; `start` is called once it is accepted. Raises `LinkClosed`, and what `close` was given."""
         ticket = self._enter(job, start)
         self._link.send(Submit(ticket=ticket, request=request, detached=detached))
 
@@ -94,8 +95,7 @@ class Session:
 
     def _enter(self, job: Job[Any], start: Start) -> int:
         with self._lock:
-            if self.lost:
-                raise self.gone()
+            self._check()
             ticket = next(self._tickets)
             job.log_dir = self.log_dir
             self._submitted[ticket] = (job, start)
@@ -108,17 +108,23 @@ class Session:
         `LinkClosed`, and `PilotlightError` where no answer comes."""
         future: Future[Answer] = Future()
         with self._lock:
-            if self.lost:
-                raise self.gone()
+            self._check()
             ticket = next(self._tickets)
             self._asked[ticket] = future
         self._link.send(question(ticket))
         try:
             return future.result(timeout_s)
         except FutureTimeout:
-            if future.done():
-                raise
+            if self._taken(ticket) is None:
+                return future.result()  # its answer came just now
             raise PilotlightError(f"the pool's manager gave no answer in {timeout_s:.0f} s") from None
+
+    def _check(self) -> None:
+        """With the lock held: nothing can be begun on a session that is over."""
+        if self._left is not None:
+            raise self._left
+        if self.lost:
+            raise self.gone()
 
     def send(self, message: ClientMessage) -> None:
         """Send what needs no answer."""
@@ -151,12 +157,14 @@ class Session:
             case Refused():
                 self._refused(message)
             case Done() | JobsAnswer() | ContextsAnswer():
-                if future := self._asked.pop(message.ticket, None):
+                if future := self._taken(message.ticket):
                     future.set_result(message)
             case JobEnded():
                 if message.outcome in {"failed", "suspended"}:
                     self.troubled.add(message.job)
-                for job in self._jobs.pop(message.job, ()):
+                with self._lock:
+                    ended = self._jobs.pop(message.job, ())
+                for job in ended:
                     job.on_ended(message)
             case Snapshot():
                 for view in message.jobs:
@@ -171,19 +179,27 @@ class Session:
                 pass
 
     def _accepted(self, message: Accepted) -> None:
-        job, start = self._submitted.pop(message.ticket, (None, None))
-        if job is not None and start is not None:
+        with self._lock:
+            job, start = self._submitted.pop(message.ticket, (None, None))
+            if job is None or start is None:
+                return
             self._jobs.setdefault(message.job, []).append(job)
             job.on_accepted(message)
-            start()
+        start()
 
     def _refused(self, message: Refused) -> None:
-        if future := self._asked.pop(message.ticket, None):
+        if future := self._taken(message.ticket):
             future.set_exception(named_error(message.kind, message.message, message.exit_code))
             return
-        job, _ = self._submitted.pop(message.ticket, (None, None))
+        with self._lock:
+            job, _ = self._submitted.pop(message.ticket, (None, None))
         if job is not None:
             job.on_refused(message)
+
+    def _taken(self, ticket: int) -> Future[Answer] | None:
+        """Whoever takes a question's future is the one that sets it."""
+        with self._lock:
+            return self._asked.pop(ticket, None)
 
     def _tell(self, message: Snapshot | Notice) -> None:
         for watcher in self._watchers:
@@ -191,17 +207,17 @@ class Session:
 
     def _closed(self, reason: str) -> None:
         with self._lock:
-            if self._leaving:
+            if self._left is not None:
                 return
             self.lost = reason or "its connection ended"
             self.troubled.add("")
             self._fail_all(self.gone())
 
     def _fail_all(self, error: PilotlightError) -> None:
-        for job, _ in list(self._submitted.values()):
+        """With the lock held."""
+        for job, _ in self._submitted.values():
             job.on_failed(error)
-        for job in [job for jobs in list(self._jobs.values()) for job in jobs]:
+        for job in [job for jobs in self._jobs.values() for job in jobs]:
             job.on_failed(error)
-        for future in list(self._asked.values()):
-            if not future.done():
-                future.set_exception(error)
+        while self._asked:
+            self._asked.popitem()[1].set_exception(error)

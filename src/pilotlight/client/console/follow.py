@@ -23,12 +23,12 @@ from typing import Any
 
 import msgspec
 
+from pilotlight.client import lasting
 from pilotlight.client.console.display import Display, choose
 from pilotlight.client.console.fold import Fold
 from pilotlight.client.console.summary import render, summarise
 from pilotlight.client.jobs import Job
 from pilotlight.client.launch import END_S_MAX
-from pilotlight.client.lasting import is_running
 from pilotlight.client.pool import Pool
 from pilotlight.core.errors import JobCancelled, JobFailed, LinkClosed, OutputError, PilotlightError
 from pilotlight.io.report import report_path
@@ -165,8 +165,6 @@ class Follower:
 
     def _brought_back(self, display: Display) -> None:
         """Bring the pool up again, with patience, and connect to it."""
-        from pilotlight.client import lasting
-
         display.note(f"the manager of pool {self.pool.name} is gone; bringing it up again", "warning")
         for attempt in itertools.count(1):
             _leave_if_interrupted(self.interrupts)
@@ -227,7 +225,7 @@ class Follower:
         """Why the job runs on when this command leaves, if it does."""
         if not self.pool.name:
             return ""
-        view = next((view for view in self.pool.jobs() if view.job == job.id and is_running(view)), None)
+        view = next((view for view in self.pool.jobs() if view.job == job.id and lasting.is_running(view)), None)
         if view is None:
             return ""
         return "as it is detached" if view.detached else "as another command asks for it" if view.holders > 1 else ""

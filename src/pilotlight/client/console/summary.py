@@ -36,6 +36,8 @@ def summarise(ended: JobEnded, *, output: str, report: str | None = None) -> lis
     lines.append(("work lost", _lost(ended)))
     if output and ended.outcome == "completed":
         lines.append(("output", output))
+    elif output and ended.outcome == "failed":
+        lines.append(("unfinished", f"rows that were done are kept in {output}.pilotlight"))
     elif output:
         lines.append(("unfinished", f"rows are kept in {output}.pilotlight; the same command goes on"))
     if report:
