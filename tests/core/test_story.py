@@ -422,6 +422,43 @@ def test_what_a_lost_worker_had_begun_is_told() -> None:
     assert "was lost (killed); 3 requests had started and run again elsewhere" in told
 
 
+CLOSED = "the other end closed the connection"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_worker_is_lost_for_how_its_process_ended(*, first: bool) -> None:
+    noted = do.Note("warning", f"worker-1 was lost ({CLOSED}); 0 requests", "worker-1")
+    lost: tuple[ev.ManagerEvent, do.Note] = (ev.WorkerLost("worker-1", CLOSED), noted)
+    ended = ev.PilotEnded("worker-1", "killed by SIGKILL")
+    steps = [
+        Step(1, 0.0, joined("worker-1")),
+        Step(2, 1.0, ended) if first else Step(2, 1.0, lost[0], (noted,)),
+        Step(3, 1.2, lost[0], (noted,)) if first else Step(3, 1.2, ended),
+    ]
+    assert "was lost (killed by SIGKILL)" in text_of(steps, WorkerSubject("worker-1"))
+    told = "\n".join(line.text for story in overview(steps) for line in story.lines)
+    assert "worker-1 was lost (killed by SIGKILL); 0 requests" in told
+    assert CLOSED not in told
+
+
+def test_a_worker_that_we_let_go_is_lost_for_that_and_one_that_ended_later_for_what_was_said() -> None:
+    ended = ev.PilotEnded("worker-1", "killed by SIGTERM")
+    steps = [
+        Step(1, 0.0, joined("worker-1")),
+        Step(2, 1.0, ev.Tick(), (do.DropWorker("worker-1", "silent for 30 s"),)),
+        Step(3, 1.0, ev.WorkerLost("worker-1", "silent for 30 s")),
+        Step(4, 1.5, ended),
+    ]
+    assert "was lost (silent for 30 s)" in text_of(steps, WorkerSubject("worker-1"))
+    steps = [
+        steps[0],
+        Step(2, 1.0, ev.WorkerLost("worker-1", "cut")),
+        Step(3, 9.0, joined("worker-1")),
+        Step(4, 9, ended),
+    ]
+    assert "was lost (cut)" in text_of(steps, WorkerSubject("worker-1"))
+
+
 # --- names
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from pilotlight.core import events as ev
 from pilotlight.core.allocation import Options
 from pilotlight.core.ranges import IndexSet
 from pilotlight.manager import jobs as jobs_module
@@ -295,5 +296,18 @@ def test_a_worker_of_another_version_is_told_to_leave_and_spoken_of_once() -> No
         link.lose("w", "it left")
         link.say("w", join())
         assert "w" in manager.scheduler.state.workers
+
+    played(play)
+
+
+def test_an_end_that_is_seen_by_the_way_is_not_forgotten() -> None:
+    def play(manager: Manager, link: Link) -> None:
+        told: list[ev.ManagerEvent] = []
+        manager.record = lambda event, _decisions, _now: told.append(event)
+        keeper = cast("Any", manager)._keeper
+        link.say("w", join())
+        keeper.look = lambda: {"w": "killed by SIGKILL", "v": "exit status 1"}
+        link.lose("w", "closed")
+        assert told[-2:] == [ev.PilotEnded("v", "exit status 1"), ev.WorkerLost("w", "killed by SIGKILL")]
 
     played(play)

@@ -68,6 +68,14 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class PilotEnded:
+    """A worker's process has ended, and how; said where its connection's loss does not say it. For stories."""
+
+    worker_id: WorkerId
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerLeaving:
     """A worker drains on its own account."""
 
@@ -223,9 +231,9 @@ class Tick:
 
 
 ManagerEvent = (
-    WorkerJoined | WorkerLost | WorkerLeaving | WorkerHeard | ReplicaReported | CopyReported | ReplicaStopped
-    | ReplicaDied | LoadFailed | JobSubmitted | VariantPinned | VariantEvicted | RowsRead | RowsWritten | RowsReturned
-    | JobCancelled | JobBroken | Tick
+    WorkerJoined | WorkerLost | PilotEnded | WorkerLeaving | WorkerHeard | ReplicaReported | CopyReported
+    | ReplicaStopped | ReplicaDied | LoadFailed | JobSubmitted | VariantPinned | VariantEvicted | RowsRead | RowsWritten
+    | RowsReturned | JobCancelled | JobBroken | Tick
 )  # fmt: skip
 
 

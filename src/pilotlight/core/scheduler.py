@@ -51,7 +51,7 @@ class Scheduler:
         self._now = 0.0
         self._forget_at_s = FORGET_S
 
-    def handle(self, event: ev.ManagerEvent, now: float) -> list[ManagerDecision]:  # noqa: C901 - one line per event
+    def handle(self, event: ev.ManagerEvent, now: float) -> list[ManagerDecision]:  # noqa: C901, PLR0912 - one line per event
         """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""
         assert now >= self._now, "time went backwards"
         self._now = now
@@ -72,6 +72,8 @@ class Scheduler:
                 self._worker_joined(event)
             case ev.WorkerLost():
                 self._worker_lost(event)
+            case ev.PilotEnded():
+                pass  # its connection's loss is what counts
             case ev.WorkerLeaving():
                 self._worker_leaving(event)
             case ev.ReplicaStopped():

@@ -416,7 +416,7 @@ class Manager:
     def _worker_gone(self, worker_id: str, reason: str) -> None:
         self._forget_worker(worker_id)
         self._keeper.left(worker_id)
-        how = self._look_after_pilots().get(worker_id)
+        how = self._look_after_pilots(lost=worker_id)
         self.put(ev.WorkerLost(worker_id, how or reason))
 
     def _forget_worker(self, worker_id: str) -> None:
@@ -427,8 +427,13 @@ class Manager:
         for job in self.jobs.values():
             job.sent_to.discard(worker_id)
 
-    def _look_after_pilots(self) -> dict[str, str]:
-        return self._keeper.look()
+    def _look_after_pilots(self, *, lost: str = "") -> str:
+        """Returns how the process of the worker that was lost ended, if it has."""
+        ended = self._keeper.look()
+        how = ended.pop(lost, "")
+        for worker_id, other in ended.items():
+            self.put(ev.PilotEnded(worker_id, other))
+        return how
 
     def name_of(self, variant_id: str) -> str:
         """What people call a variant."""

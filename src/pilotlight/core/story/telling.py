@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pilotlight.core.story.cast import Cast
 from pilotlight.core.story.context import ContextTeller
+from pilotlight.core.story.ends import with_ends
 from pilotlight.core.story.job import JobTeller
 from pilotlight.core.story.lease import LeaseTeller
 from pilotlight.core.story.overview import Overview
@@ -78,7 +79,7 @@ def _follow(records: Iterable[Record], scene: Scene, teller: Teller) -> list[Lin
     """Show a teller all moments. Returns what every story has to say between them."""
     between: list[Line] = []
     managers = 0
-    for record in records:
+    for record in with_ends(records):
         match record:
             case Step():
                 teller.take(scene.take(record))
