@@ -133,11 +133,12 @@ class StreamInput(Struct, frozen=True, kw_only=True, tag=True):
 
 class PathOutput(Struct, frozen=True, kw_only=True, tag=True):
     """A file beside which the job keeps its working folder. `retry_errors`: None: keep error rows; a list of kinds
-    to do again; empty list: every kind."""
+    to do again; empty list: every kind. `umask`: the client's, which the files' modes follow; None: the manager's."""
 
     path: str
     overwrite: bool = False
     retry_errors: list[str] | None = None
+    umask: int | None = None
 
 
 class StreamOutput(Struct, frozen=True, kw_only=True, tag=True):
@@ -189,12 +190,14 @@ class ResultChunk(Struct, frozen=True, array_like=True):
 
     errors: kind -> indices of the rows that are error rows. counters: sums over these rows (`prompt_tokens`,
     `completion_tokens`, `truncated`, `length`, and `busy_s`, the seconds that the replica worked on them).
+    tallies: each row's part of them, in the same order, so that a part of a chunk has exact sums too; not kept.
     """
 
     spans: list[Span]
     blob: bytes
     errors: dict[str, list[int]] = {}
     counters: dict[str, float] = {}
+    tallies: dict[str, list[float]] = {}
 
     @property
     def count(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -384,3 +385,14 @@ def test_rows_without_a_line_each_are_our_own_mistake(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         job.finish(1)
     job.close()
+
+
+def test_modes_follow_the_umask_that_is_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with contextlib.closing(JobFolder.open(PathOutput(path=str(out), umask=0o077), {"model": "m"})) as folder:
+        folder.write(ResultChunk([(0, 1)], b"{}"))
+        modes = {path.stat().st_mode & 0o777 for path in Path(f"{out}.pilotlight").iterdir()}
+        assert modes == {0o600}
+        assert Path(f"{out}.pilotlight").stat().st_mode & 0o777 == 0o700
+        folder.finish(1)
+    assert out.stat().st_mode & 0o777 == 0o600

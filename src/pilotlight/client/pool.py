@@ -7,6 +7,7 @@ either. A job's rows and results are the business of `feed.py` and `jobs.py`.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -341,7 +342,9 @@ class Pool:
             context=llm.wire,
             operation=operation,
             input=PathInput(paths=[str(Path(path).absolute()) for path in inputs], limit=limit),
-            output=PathOutput(path=str(Path(output).absolute()), overwrite=overwrite, retry_errors=retry_errors),
+            output=PathOutput(
+                path=str(Path(output).absolute()), overwrite=overwrite, retry_errors=retry_errors, umask=_umask()
+            ),
             name=name,
             max_attempts=max_attempts,
             weight=weight,
@@ -464,6 +467,13 @@ class Pool:
         session = self._session
         if session is not None:
             session.post(action, delay_s)
+
+
+def _umask() -> int:
+    """This process's mask of file modes, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _generate(llm: LLM, sampling_params: SamplingParams | None) -> Operation:

@@ -20,11 +20,20 @@ _COPY_BYTES = 8 << 20
 
 
 class Files:
-    """Thin, blocking, one call each; every method raises OSError. Override to inject faults."""
+    """Thin, blocking, one call each; every method raises OSError. Override to inject faults.
+
+    umask: the one that the modes of new files and folders follow; None: this process's.
+    """
+
+    umask: int | None = None
 
     def open(self, path: str, flags: int) -> int:
         """A descriptor that children don't inherit."""
-        return os.open(path, flags | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o666 if self.umask is None else 0o600)
+        if self.umask is not None and flags & os.O_CREAT:
+            with contextlib.suppress(OSError):  # not ours, or a file system without modes
+                os.fchmod(fd, 0o666 & ~self.umask)
+        return fd
 
     def write(self, fd: int, parts: Sequence[bytes]) -> int:
         """One system call; may write less than all."""
@@ -61,7 +70,7 @@ class Files:
     def mkdir(self, path: str) -> None:
         """Create a folder; fine if it is there."""
         with contextlib.suppress(FileExistsError):
-            os.mkdir(path)
+            os.mkdir(path, 0o777 if self.umask is None else 0o777 & ~self.umask)
 
     def rmdir(self, path: str) -> None:
         """Remove a folder if it is there and empty."""

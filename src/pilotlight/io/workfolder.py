@@ -116,6 +116,7 @@ class JobFolder:
         and gave a sign of life in the last `stale_after_s`), `ConfigError` (no such folder), `OutputError`.
         """
         files = files or Files()
+        files.umask = output.umask
         out = os.path.realpath(output.path)
         try:
             opened = open_output(output, identity, files, stale_after_s, range_rows)

@@ -56,7 +56,7 @@ def open_path_job(request: JobRequest, job_id: str, *, again: bool = False) -> P
     source, sink = request.input, request.output
     assert isinstance(source, PathInput)
     assert isinstance(sink, PathOutput)
-    wish = PathOutput(path=sink.path) if again else sink
+    wish = PathOutput(path=sink.path, umask=sink.umask) if again else sink
     rows = JsonlSource(source.paths, limit=source.limit)
     try:
         folder = JobFolder.open(wish, identity(request))

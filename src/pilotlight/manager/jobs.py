@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import msgspec
@@ -157,7 +158,9 @@ class StreamJob(JobFiles):
 
     def write(self, chunk: ResultChunk) -> None:
         """See `JobFiles.write`."""
-        self._send(RowsOut(job=self.job_id, chunk=chunk))
+        self._send(
+            RowsOut(job=self.job_id, chunk=msgspec.structs.replace(chunk, tallies={}) if chunk.tallies else chunk)
+        )
 
     def close(self) -> None:
         """See `JobFiles.close`; it has no files."""
@@ -193,15 +196,21 @@ def identity(request: JobRequest) -> dict[str, Any]:
 
 
 def only(chunk: ResultChunk, spans: list[Span]) -> ResultChunk:
-    """The part of a chunk whose rows are in `spans` (each within the chunk's). Sums are shared out by rows."""
+    """The part of a chunk whose rows are in `spans` (each within the chunk's). Sums without tallies are shared
+    out by number."""
     wanted = {index for start, stop in spans for index in range(start, stop)}
     indices = [index for start, stop in chunk.spans for index in range(start, stop)]
     lines = [line for index, line in zip(indices, chunk.blob.split(b"\n"), strict=True) if index in wanted]
     errors = {kind: [i for i in rows if i in wanted] for kind, rows in chunk.errors.items()}
     part = len(lines) / len(indices)
+    kept = [index in wanted for index in indices]
+    tallies = {name: list(compress(values, kept)) for name, values in chunk.tallies.items()}
+    counters = {name: value * part for name, value in chunk.counters.items()}
+    counters |= {name: sum(values) for name, values in tallies.items()}
     return ResultChunk(
         spans,
         b"\n".join(lines),
         {kind: rows for kind, rows in errors.items() if rows},
-        {name: value * part for name, value in chunk.counters.items()},
+        counters,
+        tallies,
     )

@@ -104,6 +104,7 @@ class _Batch:
     lines: dict[int, bytes] = field(default_factory=dict[int, bytes])
     errors: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     counters: dict[str, float] = field(default_factory=dict[str, float])
+    tallies: dict[str, dict[int, float]] = field(default_factory=dict[str, dict[int, float]])
 
 
 class Replica:
@@ -222,6 +223,7 @@ class Replica:
         batch.lines[ticket.index] = line
         for name, value in outcome.counters.items():
             batch.counters[name] = batch.counters.get(name, 0) + value
+            batch.tallies.setdefault(name, {})[ticket.index] = value
 
     def _send(self, busy_s: float) -> None:
         model, now = self._model, self._clock()
@@ -236,10 +238,11 @@ class Replica:
             indices = sorted(batch.lines)
             batch.counters["busy_s"] = batch.counters.get("busy_s", 0.0) + busy_s * len(indices) / total
             blob = b"\n".join(map(batch.lines.__getitem__, indices))
+            tallies = {name: [seen.get(index, 0) for index in indices] for name, seen in batch.tallies.items()}
             finished = Finished(
                 lease=lease,
                 job=job,
-                chunk=ResultChunk(_spans(indices), blob, batch.errors, batch.counters),
+                chunk=ResultChunk(_spans(indices), blob, batch.errors, batch.counters, tallies),
                 wanted=max(1, model.wanted),
                 started=model.started,
                 memory_bytes=model.memory_bytes,
