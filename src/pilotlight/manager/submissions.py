@@ -140,10 +140,11 @@ class Submissions:
             task.cancel()
         if self._resuming is not None:
             self._resuming.cancel()  # what is not open stays in the journal
-        for job_id in list(self._jobs):
+        for job_id, job in list(self._jobs.items()):
             if paused and self._may_go_on(job_id):
-                up = command("up", self._spec.name)
-                reason = f"the pool's manager was told to end; the job goes on when the pool is up again ({up})"
+                until = "" if job.files.detached else f", if its command comes back for it within {ORPHAN_S:.0f} s"
+                up = f"the pool is up again ({command('up', self._spec.name)})"
+                reason = f"the pool's manager was told to end; the job goes on when {up}{until}"
                 self._manager.put(ev.JobBroken(job_id, suspended=True, kind=_PAUSED, reason=reason))
             else:
                 self._manager.put(ev.JobCancelled(job_id, drain=False))
