@@ -293,9 +293,9 @@ async def parked_memory_is_let_go_and_files_unstaged(manager: Manager, agent: Ag
 async def files_in_use_are_unstaged_later(manager: Manager, agent: AgentLoop, folder: Path) -> None:
     wanted = context(folder)
     wanted = msgspec.structs.replace(wanted, memory_bytes=2 * CPU.memory_bytes // 3)
-    manager.wish(("", wanted, "staged"))
-    await manager.hear(Kept)
     agent._agent.residences._memory_bytes = 0  # so that nothing is parked
+    manager.wish(("", wanted, "parked"))
+    assert (await manager.hear(Kept)).copy.level == "staged"
     manager.wish(("cpu", wanted, "live"))
     assert (await manager.hear_resident("live")).origin == "staged"
     assert loaded_from(agent).is_relative_to(folder / "cache")
@@ -310,9 +310,9 @@ async def files_in_use_are_unstaged_later(manager: Manager, agent: AgentLoop, fo
 
 async def a_staged_copy_that_went_is_noticed(manager: Manager, agent: AgentLoop, folder: Path) -> None:
     wanted = context(folder)
-    manager.wish(("", wanted, "staged"))
-    await manager.hear(Kept)
-    agent._agent.residences._memory_bytes = 0
+    agent._agent.residences._memory_bytes = 0  # so that nothing is parked
+    manager.wish(("", wanted, "parked"))
+    assert (await manager.hear(Kept)).copy.level == "staged"
     shutil.rmtree(folder / "cache")
     manager.wish(("cpu", wanted, "live"))
     assert (await manager.hear(Kept)).copy.bytes == 0
