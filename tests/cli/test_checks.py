@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from pilotlight.cli import main, vllm
+from pilotlight.poolfile import pool_folder, write_spec
+from pilotlight.wire import PoolSpec
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PILOTLIGHT_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
     _write("in.jsonl", [{"claim": "x", "evidence": "y"}])
     _write("prompts.jsonl", [{"prompt": "x"}])
@@ -88,6 +91,17 @@ REFUSED = [
     ("factcheck verify prompts.jsonl -o out.jsonl --model model", "no field claim; they have prompt"),
     ("factcheck verify in.jsonl -o out.jsonl", "give either --model or --bundled-model"),
     ("factcheck verify in.jsonl -o out.jsonl --model model --bundled-model", "give either"),
+    ("run prompts.jsonl -o out.jsonl --model model --dry-run --pool nope", "pool nope is not up; start it first"),
+    ("run prompts.jsonl -o out.jsonl --model model --dry-run --detach", "--detach needs a pool that stays"),
+    ("run prompts.jsonl -o out.jsonl --model model --weight 3", "--weight would have no effect"),
+    ("run prompts.jsonl -o out.jsonl --model model --weight 0", "--weight must be above 0"),
+    (
+        "run prompts.jsonl -o out.jsonl --model model --request-timeout soon",
+        "a time such as 90s, 10m or 1h, not 'soon'",
+    ),
+    ("run prompts.jsonl -o out.jsonl --model model --request-timeout -1", "a time such as 90s, 10m or 1h, not '-1'"),
+    ("run prompts.jsonl -o out.jsonl --model model --request-timeout 0s", "--request-timeout must be above 0"),
+    ("pin model --model model", "Unknown option: --model"),
     ("runn", "Unknown command"),
 ]
 
@@ -126,6 +140,31 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in (["run"], ["run-batch"], ["demo"], ["factcheck", "verify"]):
         assert main.invoke([*verb, "--help"]) == 0
         assert "--output" in capsys.readouterr().out
+
+
+def test_a_verbs_help_says_more_than_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    said: dict[str, str] = {}
+    for verb in ("", "down", "run", "up", "explain", "factcheck", "factcheck verify", "pin"):
+        assert main.invoke([*verb.split(), "--help"]) == 0
+        said[verb] = " ".join(capsys.readouterr().out.split())
+    assert "What jobs have written stays" in said["down"]
+    assert "the same command goes on where it was" in said["run"]
+    assert "CUDA_VISIBLE_DEVICES" in said["up"]
+    assert "SUBJECTS are a worker" in said["explain"]
+    assert "Verify a file of claims" in said["factcheck"]
+    assert "NOT ENOUGH INFO" in said["factcheck verify"]
+    assert "--model " not in said["pin"]
+    assert not {"it", "its", "It", "it."} & set(said[""].split())
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_dry_run_refuses_what_a_pool_makes_void(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pool_folder()
+    folder.mkdir(parents=True)
+    write_spec(folder, PoolSpec(name="default", lasting=True, workers=2, log_dir=str(folder), python="x"))
+    line = "run prompts.jsonl -o out.jsonl --model model --dry-run --workers 5"
+    assert main.invoke(line.split()) == 2
+    assert "--workers would have no effect: pool default is up with 2 workers" in capsys.readouterr().err
 
 
 def test_every_refused_option_of_vllm_has_its_reason_and_takes_its_default() -> None:

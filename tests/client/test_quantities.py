@@ -28,7 +28,7 @@ def test_sizes(text: str, value: int) -> None:
     ("text", "value"), [("10m", 600), ("90", 90), ("1.5h", 5400), ("-1", -1), ("0", 0), ("2d", 172_800), ("5min", 300)]
 )
 def test_times(text: str, value: float) -> None:
-    assert duration_s(text, "--keep-alive") == value
+    assert duration_s(text, "--keep-alive", endless=True) == value
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-2GB", "2 apples", "1e9", "2GBB"])
@@ -40,7 +40,7 @@ def test_what_is_no_size(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "-2", "-1m", "forever", "10 x"])
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(ConfigError, match="-1 for ever"):
-        duration_s(text, "--keep-alive")
+        duration_s(text, "--keep-alive", endless=True)
 
 
 def test_workers() -> None:

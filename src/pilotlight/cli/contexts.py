@@ -7,18 +7,14 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from pilotlight.client import checks
-from pilotlight.client.console.fold import duration
-from pilotlight.client.console.options import ModelOptions
+from pilotlight.client.console.options import LoadOptions
+from pilotlight.client.console.pools import PoolName, connect
 from pilotlight.client.console.tables import print_json, print_table, where
-from pilotlight.client.pool import Pool
-from pilotlight.client.quantities import size
-from pilotlight.core.errors import ConfigError
+from pilotlight.client.quantities import duration, size
 from pilotlight.poolfile import DEFAULT_NAME
 from pilotlight.views import ContextView, ResidenceView
 
 SHARED = {"parked", "staged"}
-
-PoolName = Annotated[str, Parameter(name="--pool", help="Name of the pool.")]
 
 
 def contexts(
@@ -30,7 +26,7 @@ def contexts(
     json: Annotated[bool, Parameter(help="One JSON object a line.", negative="")] = False,
 ) -> int:
     """List the contexts of a pool and where they are: live on devices, asleep, parked in memory, staged on disk."""
-    with Pool.connect(pool, watch_s=0) as connected:
+    with connect(pool) as connected:
         views = connected.contexts()
     if json:
         print_json(views)
@@ -96,20 +92,18 @@ def _residence_line(view: ContextView, residence: ResidenceView) -> list[str]:
 
 
 def pin(
-    name: Annotated[str, Parameter(help="Model folder, or Hugging Face id.")],
+    model: Annotated[str, Parameter(help="Model folder, or Hugging Face id.")],
     /,
     *,
-    model: Annotated[ModelOptions | None, Parameter(name="*")] = None,
+    how: Annotated[LoadOptions | None, Parameter(name="*")] = None,
     off: Annotated[bool, Parameter(help="Let it go when nothing needs it.", negative="")] = False,
     pool: PoolName = DEFAULT_NAME,
 ) -> int:
     """Keep a model loaded wherever there is room, with these options, whether a job needs it or not."""
-    model = model or ModelOptions()
-    if model.model is not None:
-        raise ConfigError("the model is named without --model here: pilotlight pin MODEL")
-    checks.check_model(name, runtime=model.runtime)
-    with Pool.connect(pool, watch_s=0) as connected:
-        llm = model.llm(name)
+    how = how or LoadOptions()
+    checks.check_model(model, runtime=how.runtime)
+    with connect(pool) as connected:
+        llm = how.context(model)
         print(connected.unpin(llm) if off else connected.pin(llm))
     return 0
 
@@ -122,6 +116,6 @@ def evict(
     pool: PoolName = DEFAULT_NAME,
 ) -> int:
     """Drop a context that no job needs from all devices and memories."""
-    with Pool.connect(pool, watch_s=0) as connected:
+    with connect(pool) as connected:
         print(connected.evict(name, disk=disk))
     return 0

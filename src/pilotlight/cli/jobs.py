@@ -8,19 +8,19 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from pilotlight.client.console.fold import duration, number
 from pilotlight.client.console.follow import follow, say_ending
+from pilotlight.client.console.pools import PoolName, connect
 from pilotlight.client.console.tables import print_json, print_table
 from pilotlight.client.jobs import Job
 from pilotlight.client.lasting import is_running
 from pilotlight.client.pool import Pool
+from pilotlight.client.quantities import duration, number
 from pilotlight.client.results import Result
 from pilotlight.poolfile import DEFAULT_NAME
 from pilotlight.views import JobView
 from pilotlight.wire import PathOutput
 
-PoolName = Annotated[str, Parameter(name="--pool", help="Name of the pool.")]
-JobName = Annotated[str, Parameter(help="Its id, or the path of its output.")]
+JobName = Annotated[str, Parameter(help="The job's id, or the path of its output.")]
 
 
 def jobs(
@@ -29,7 +29,7 @@ def jobs(
     json: Annotated[bool, Parameter(help="One JSON object a line.", negative="")] = False,
 ) -> int:
     """List the jobs of a pool: those that run, then those that ended lately."""
-    with Pool.connect(pool, watch_s=0) as connected:
+    with connect(pool) as connected:
         views = connected.jobs()
     if json:
         print_json(views)
@@ -54,8 +54,7 @@ def _line(view: JobView) -> list[str]:
 
 
 def _ago(view: JobView) -> str:
-    ended_s = view.began_s + view.running_s
-    return f"{duration(max(0.0, time.time() - ended_s))} ago" if view.began_s else "lately"
+    return f"{duration(max(0.0, time.time() - view.ended_s))} ago" if view.ended_s else "lately"
 
 
 def attach(
@@ -73,7 +72,8 @@ def attach(
         handles.append(connected.attach(handles[-1].id if handles else job))
         return handles[-1]
 
-    ending = follow(Pool.connect(pool), submit, output=Path(job), quiet=quiet, verbose=verbose, leaves=True)
+    connected = connect(pool, watch_s=0.5, quiet=quiet)
+    ending = follow(connected, submit, output=Path(job), quiet=quiet, verbose=verbose, leaves=True)
     accepted = next((handle.accepted for handle in handles if handle.accepted), None)
     sink = accepted.request.output if accepted else None
     say_ending(ending, Path(sink.path) if isinstance(sink, PathOutput) else None, quiet=quiet)
@@ -88,6 +88,6 @@ def cancel(
     now: Annotated[bool, Parameter(help="Don't let rows finish that replicas have begun.", negative="")] = False,
 ) -> int:
     """End a job; what it has written stays, and the same command goes on."""
-    with Pool.connect(pool, watch_s=0) as connected:
+    with connect(pool) as connected:
         print(connected.cancel(job, drain=not now))
     return 0

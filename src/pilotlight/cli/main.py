@@ -18,43 +18,47 @@ from pilotlight.cli.steady import steady_streams
 _SHOWN = Parameter(show_default=lambda value: None if value in {False, None, ()} else value)
 """A default is worth reading unless it is "no" or "unset"."""
 
-app = App(
-    name="pilotlight",
-    default_parameter=_SHOWN,
-    version=f"pilotlight {__version__}",
-    version_flags=["--version"],
-    help="High-throughput inference with small language models: models stay loaded, no row is lost.",
-    help_format="plaintext",
-)
 _JOBS = Group("Run a file of rows", sort_key=1)
 _POOL = Group("A pool that stays", sort_key=2)
 _LOOK = Group("Look", sort_key=3)
-_VERBS = [
-    (_JOBS, "run", "run:run", "Run a file of prompts through a model."),
-    (_JOBS, "run-batch", "run_batch:run_batch", "Run an OpenAI batch file, as vLLM does."),
-    (_POOL, "up", "up:up", "Start a pool that stays when commands end."),
-    (_POOL, "down", "up:down", "End it."),
-    (_POOL, "jobs", "jobs:jobs", "List its jobs."),
-    (_POOL, "attach", "jobs:attach", "Follow one of its jobs."),
-    (_POOL, "cancel", "jobs:cancel", "End one of its jobs."),
-    (_POOL, "contexts", "contexts:contexts", "List what it holds, and where."),
-    (_POOL, "pin", "contexts:pin", "Keep a model loaded."),
-    (_POOL, "evict", "contexts:evict", "Drop a context that no job needs."),
-    (_LOOK, "explain", "explain:explain", "Tell what happened in a run, and why."),
+_VERBS = [  # for the list; a verb's own help is its docstring
+    (_JOBS, "run", "cli.run:run", "Run a file of prompts through a model."),
+    (_JOBS, "run-batch", "cli.run_batch:run_batch", "Run an OpenAI batch file, as vLLM does."),
+    (_POOL, "up", "cli.up:up", "Start a pool that stays when commands end."),
+    (_POOL, "down", "cli.up:down", "End the pool."),
+    (_POOL, "jobs", "cli.jobs:jobs", "List the pool's jobs."),
+    (_POOL, "attach", "cli.jobs:attach", "Follow a job of the pool."),
+    (_POOL, "cancel", "cli.jobs:cancel", "End a job of the pool."),
+    (_POOL, "contexts", "cli.contexts:contexts", "List what the pool holds, and where."),
+    (_POOL, "pin", "cli.contexts:pin", "Keep a model loaded in the pool."),
+    (_POOL, "evict", "cli.contexts:evict", "Let the pool drop a context that no job needs."),
+    (_LOOK, "explain", "cli.explain:explain", "Tell what happened in a run, and why."),
+    (_LOOK, "demo", "factcheck.demo:demo", "Watch claims being verified: a worker is lost, and no row."),
 ]
-for _group, _name, _home, _help in _VERBS:
-    app.command(f"pilotlight.cli.{_home}", name=_name, help=_help, group=_group)
-app.command(
-    "pilotlight.factcheck.demo:demo", name="demo", help="See it work: verify claims, lose a worker.", group=_LOOK
-)
-factcheck = App(name="factcheck", help="Verify claims against their evidence.", help_format="plaintext", group=_JOBS)
-factcheck.command("pilotlight.factcheck.command:verify", name="verify", help="Verify a file of claims.")
-app.command(factcheck)
-
+_FACTCHECK = "Verify claims against their evidence."
 _PROCESSES = {"worker": "pilotlight.worker.__main__", "manager": "pilotlight.manager.__main__"}
 """Verbs that are started by other processes of ours; they parse their own arguments and are not in the help."""
 
 _OPTIONAL_VALUE = "--retry-errors"
+
+
+def _app(called: list[str]) -> App:
+    """The command line. Help that is given here would replace a docstring, so the verb that is `called` gets none."""
+    app = App(
+        name="pilotlight",
+        default_parameter=_SHOWN,
+        version=f"pilotlight {__version__}",
+        version_flags=["--version"],
+        help="High-throughput inference with small language models: models stay loaded, no row is lost.",
+        help_format="markdown",
+    )
+    for group, name, home, text in _VERBS:
+        app.command(f"pilotlight.{home}", name=name, group=group, help=None if called[:1] == [name] else text)
+    factcheck = App(name="factcheck", help=_FACTCHECK, help_format="markdown", group=_JOBS)
+    shown = None if called[:2] == ["factcheck", "verify"] else "Verify a file of claims."
+    factcheck.command("pilotlight.factcheck.command:verify", name="verify", help=shown)
+    app.command(factcheck)
+    return app
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def invoke(arguments: list[str]) -> int:
     """Run a verb; returns the exit code. What the user did wrong is one sentence on stderr."""
     try:
-        code = app(
+        code = _app(arguments)(
             _bare_options_closed(arguments), exit_on_error=False, print_error=False, result_action="return_value"
         )
     except CycloptsError as error:

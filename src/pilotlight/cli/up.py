@@ -9,14 +9,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from pilotlight.client import checks, lasting
-from pilotlight.client.console.fold import duration
-from pilotlight.client.console.follow import counted
 from pilotlight.client.console.options import WORKER
+from pilotlight.client.console.pools import PoolName
 from pilotlight.client.console.tables import where
-from pilotlight.client.quantities import duration_s, size_bytes, worker_shape
+from pilotlight.client.quantities import counted, duration, duration_s, size_bytes, worker_shape
 from pilotlight.poolfile import DEFAULT_NAME
-
-PoolName = Annotated[str, Parameter(name="--pool", help="Name of the pool.")]
 
 
 def up(
@@ -43,7 +40,7 @@ def up(
     wishes = lasting.Wishes(
         workers=workers,
         shapes=tuple(worker_shape(text) for text in worker),
-        keep_alive_s=None if keep_alive is None else duration_s(keep_alive, "--keep-alive"),
+        keep_alive_s=None if keep_alive is None else duration_s(keep_alive, "--keep-alive", endless=True),
         cache_dir=None if cache_dir is None else os.path.abspath(cache_dir.expanduser()),
         cache_bytes=None if cache_size is None else size_bytes(cache_size, "--cache-size"),
     )

@@ -1,4 +1,4 @@
-"""Sizes, durations and workers as people write them: `2GB`, `10m`, `speed=0.25,memory=2GB`."""
+"""Sizes, durations, counts and workers as people write them (`2GB`, `10m`, `speed=0.25,memory=2GB`) and read them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def size_bytes(text: str, name: str) -> int:
     return int(value * units[unit.lower()])
 
 
-def duration_s(text: str, name: str) -> float:
-    """`10m`, `90s`, `1h` or plain seconds; -1 means for ever. Raises `ConfigError` that calls it `name`."""
+def duration_s(text: str, name: str, *, endless: bool = False) -> float:
+    """`10m`, `90s`, `1h` or plain seconds; `endless`: -1 means for ever. Raises `ConfigError` that calls it `name`."""
     value, unit = _split(text)
-    if value is None or unit not in _SECONDS or (value < 0 and (value, unit) != (-1, "")):
-        raise ConfigError(f"{name} must be a time such as 90s, 10m or 1h, or -1 for ever, not {text!r}")
+    if value is None or unit not in _SECONDS or (value < 0 and not (endless and (value, unit) == (-1, ""))):
+        for_ever = ", or -1 for ever" if endless else ""
+        raise ConfigError(f"{name} must be a time such as 90s, 10m or 1h{for_ever}, not {text!r}")
     return value * _SECONDS[unit]
 
 
@@ -69,3 +70,23 @@ def size(value: int) -> str:
             short = value / factor
             return f"{short:.0f} {unit}" if short >= 10 else f"{short:.1f} {unit}"
     return f"{value} B"
+
+
+def counted(count: int, what: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def number(value: float) -> str:
+    """A figure for people: whole from 10 on, one digit below."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -53,7 +53,7 @@ def verify(
     if output is not None:
         checks.check_output(output, [claims])
         checks.check_retried(output, options.retried)
-    llm = model.llm(name)
+    llm = model.context(name or "")
     operation = _operation(label_scoring, truncate_prompt_tokens)
     if options.dry_run:
         return _dry_run(claims, output, llm, operation, options)

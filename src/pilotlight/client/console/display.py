@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from pilotlight.client.console.fold import Fold, duration
+from pilotlight.client.console.fold import Fold
+from pilotlight.client.quantities import duration
 from pilotlight.messages import Notice
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ import msgspec
 from pilotlight.client import checks, lasting
 from pilotlight.client.console.follow import say
 from pilotlight.client.console.options import RunOptions
+from pilotlight.client.console.pools import chosen_name
 from pilotlight.client.console.summary import render
 from pilotlight.client.launch import default_workers
 from pilotlight.client.llm import LLM
-from pilotlight.poolfile import DEFAULT_NAME, is_up, pool_folder, read_spec
+from pilotlight.poolfile import pool_folder, read_spec
 from pilotlight.wire import JobRequest, Operation, PathInput, PathOutput
 
 ROWS_SHOWN = 3
@@ -27,6 +28,7 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path | N
     from pilotlight.manager.models import resolve_request
     from pilotlight.worker import devices
 
+    pool = chosen_name(options)
     request = resolve_request(
         JobRequest(
             context=llm.wire,
@@ -55,7 +57,7 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path | N
         labels = ", ".join(repr(label) for label in request.operation.labels)
         lines.append(("labels", f"{labels} ({request.operation.label_scoring} of log-likelihoods)"))
     lines += [
-        ("workers", _workers(options)),
+        ("workers", _workers(pool, options)),
         ("devices", ", ".join(device.kind for device in found) or "none"),
     ]
     if output is not None:
@@ -64,9 +66,8 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path | N
     return 0
 
 
-def _workers(options: RunOptions) -> str:
-    name = options.pool or DEFAULT_NAME
-    if not options.no_pool and is_up(pool_folder(name)):
+def _workers(name: str | None, options: RunOptions) -> str:
+    if name is not None:
         return f"those of pool {name} ({lasting.described(read_spec(pool_folder(name)))})"
     return str(options.workers or len(options.worker) or default_workers())
 

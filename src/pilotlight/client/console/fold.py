@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from pilotlight.client.quantities import duration, number
 from pilotlight.messages import JobEnded, Notice, Snapshot
 from pilotlight.views import OTHERS, JobView, ReplicaView, Totals, WorkerView
 
@@ -138,18 +139,3 @@ class Fold:
     @property
     def _replicas(self) -> list[ReplicaView]:
         return [replica for worker in self.workers for replica in worker.replicas]
-
-
-def number(value: float) -> str:
-    """A figure for people: whole from 10 on, one digit below."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def duration(seconds: float) -> str:
-    """`4.2 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

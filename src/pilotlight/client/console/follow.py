@@ -30,6 +30,7 @@ from pilotlight.client.console.summary import render, summarise
 from pilotlight.client.jobs import Job
 from pilotlight.client.launch import END_S_MAX
 from pilotlight.client.pool import Pool
+from pilotlight.client.quantities import counted
 from pilotlight.core.errors import JobCancelled, JobFailed, LinkClosed, OutputError, PilotlightError
 from pilotlight.io.report import report_path
 from pilotlight.messages import Accepted, JobEnded, Notice, Snapshot
@@ -305,11 +306,6 @@ def _refusal(job: Job[Any]) -> Accepted:
 
 def _in(pool: Pool) -> str:
     return "" if pool.name in {"", DEFAULT_NAME} else f" --pool {pool.name}"
-
-
-def counted(count: int, what: str) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _leave_if_interrupted(interrupts: Interrupts) -> None:

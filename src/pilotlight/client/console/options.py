@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter
 
 from pilotlight.client import checks
 from pilotlight.client.llm import LLM
-from pilotlight.client.quantities import worker_shape
+from pilotlight.client.quantities import duration_s, worker_shape
 from pilotlight.client.sampling import SamplingParams
 from pilotlight.core.errors import ConfigError
 from pilotlight.wire import WorkerShape
@@ -28,10 +28,9 @@ _POOL = Group("Pool (the default one, if it is up; else workers of this command'
 
 @Parameter(name="*", group=_MODEL)
 @dataclass(kw_only=True)
-class ModelOptions:
-    """Which model, and how it is loaded."""
+class LoadOptions:
+    """How a model is loaded."""
 
-    model: Annotated[str | None, Parameter(help="Model folder, or Hugging Face id.")] = None
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit of a Hugging Face id.")] = None
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16", "half", "float"],
@@ -46,16 +45,31 @@ class ModelOptions:
         Parameter(help="What runs the model; echo gives rows back, for benchmarks."),
     ] = "auto"
 
-    def llm(self, name: str | None = None) -> LLM:
-        """The context that these options describe. Raises `ConfigError`."""
+    def context(self, model: str) -> LLM:
+        """This model, loaded so. Raises `ConfigError`."""
         return LLM(
-            name or self.model or "",
+            model,
             revision=self.revision,
             dtype=self.dtype,
             max_model_len=self.max_model_len,
             trust_remote_code=self.trust_remote_code,
             runtime=self.runtime,
         )
+
+
+@dataclass(kw_only=True)
+class _Named:
+    model: Annotated[str | None, Parameter(help="Model folder, or Hugging Face id.")] = None
+
+
+@Parameter(name="*", group=_MODEL)
+@dataclass(kw_only=True)
+class ModelOptions(LoadOptions, _Named):  # the last one's options come first
+    """Which model, and how it is loaded."""
+
+    def llm(self) -> LLM:
+        """The context that these options describe. Raises `ConfigError`."""
+        return self.context(self.model or "")
 
 
 @Parameter(name="*", group=_SAMPLING)
@@ -120,8 +134,8 @@ class RunOptions:
     ] = None
     max_attempts: Annotated[int, Parameter(help="Tries of a row that breaks its replica.")] = 3
     request_timeout: Annotated[
-        float, Parameter(help="Seconds without a finished step after which a replica hangs and is ended.")
-    ] = 600.0
+        str, Parameter(help="Time without a finished step after which a replica hangs and is ended: 90s, 10m, 1h.")
+    ] = "10m"
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Show why.", negative="")] = False
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], help="Say only what went wrong.", negative="")] = False
     pool: Annotated[str | None, Parameter(group=_POOL, help="Use the pool of this name, which must be up.")] = None
@@ -129,7 +143,9 @@ class RunOptions:
     detach: Annotated[
         bool, Parameter(group=_POOL, help="Hand the job to the pool, print its id, and leave.", negative="")
     ] = False
-    weight: Annotated[float, Parameter(group=_POOL, help="Fair share beside other jobs; 2 is twice that of 1.")] = 1.0
+    weight: Annotated[
+        float | None, Parameter(group=_POOL, help="Fair share beside the pool's other jobs; unset: 1; 2 is twice that.")
+    ] = None
     workers: Annotated[
         int | None,
         Parameter(
@@ -141,7 +157,7 @@ class RunOptions:
     def check(self) -> None:
         """Raises `ConfigError` for values that make no sense, alone or together."""
         checks.check_numbers(limit=self.limit, workers=self.workers, max_attempts=self.max_attempts)
-        checks.check_share(self.weight, self.request_timeout, ("--weight", "--request-timeout"))
+        checks.check_share(self.share, self.request_timeout_s, ("--weight", "--request-timeout"))
         if self.no_pool and self.pool is not None:
             raise ConfigError("--no-pool and --pool exclude each other")
         if self.no_pool and self.detach:
@@ -156,10 +172,20 @@ class RunOptions:
             "overwrite": self.overwrite and not again,
             "retry_errors": None if again else self.retried,
             "max_attempts": self.max_attempts,
-            "weight": self.weight,
-            "request_timeout_s": self.request_timeout,
+            "weight": self.share,
+            "request_timeout_s": self.request_timeout_s,
             "detach": self.detach,
         }
+
+    @property
+    def share(self) -> float:
+        """What `--weight` says."""
+        return 1.0 if self.weight is None else self.weight
+
+    @property
+    def request_timeout_s(self) -> float:
+        """Raises `ConfigError`."""
+        return duration_s(self.request_timeout, "--request-timeout")
 
     @property
     def shapes(self) -> list[WorkerShape]:

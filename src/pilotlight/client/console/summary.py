@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pilotlight.client.console.fold import duration, number
+from pilotlight.client.quantities import duration, number
 from pilotlight.messages import JobEnded
 
 
