@@ -53,12 +53,15 @@ def read_spec(pool: Path) -> PoolSpec:
 
 
 def write_spec(pool: Path, spec: PoolSpec) -> None:
-    """Say what the pool is, for this user's eyes only. Raises OSError."""
+    """Say what the pool is, for this user's eyes only. Raises `ConfigError` where that can't be written."""
     fresh = pool / "pool.json.new"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(spec))
-    fresh.replace(pool / "pool.json")
+    try:
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(msgspec.json.encode(spec))
+        fresh.replace(pool / "pool.json")
+    except OSError as error:
+        raise ConfigError(f"the pool's folder {pool} can't be written: {error.strerror or error}") from error
 
 
 def socket_path(pool: Path, spec: PoolSpec, name: SocketName) -> str:

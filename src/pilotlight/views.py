@@ -55,7 +55,8 @@ class ResidenceView(Struct, frozen=True, kw_only=True):
 
 
 class ContextView(Struct, frozen=True, kw_only=True):
-    """A context and all its residences. used: how many jobs ever used it here; idle_s: since its last use."""
+    """A context and all its residences. used: how many jobs ever used it here; idle_s: since its last use; trouble: why
+    some device can't hold it."""
 
     variant: str
     context: str
@@ -66,6 +67,7 @@ class ContextView(Struct, frozen=True, kw_only=True):
     used: int
     idle_s: float
     residences: list[ResidenceView]
+    trouble: str = ""
 
 
 class ReplicaView(Struct, frozen=True, kw_only=True):

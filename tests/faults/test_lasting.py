@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -373,3 +374,11 @@ def test_a_hangup_of_its_terminal_is_nothing_to_it(ground: Playground) -> None:
         os.kill(pool.manager.pid, signal.SIGHUP)
         with pool.client() as client:
             assert client.greeting.lasting
+
+
+def test_a_pool_whose_folder_is_removed_ends(ground: Playground) -> None:
+    with lasting_pool(ground, workers=1) as pool:
+        shutil.rmtree(pool.folder, ignore_errors=True)
+        assert pool.manager is not None
+        assert pool.manager.wait(30) == 0
+        ground.assert_clean()

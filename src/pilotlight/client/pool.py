@@ -399,6 +399,7 @@ class Pool:
             named = context.wire.model_path or context.wire.name
         else:
             named = context if isinstance(context, str) else context.id
+            named = os.path.abspath(named) if os.path.isdir(named) else named  # the manager is in another folder
         return self._done(lambda ticket: Evict(ticket=ticket, context=named, disk=disk))
 
     def _done(self, question: Callable[[int], Cancel | Pin | Evict]) -> str:

@@ -34,6 +34,8 @@ from pilotlight.manager.loop import Manager
 from pilotlight.poolfile import read_spec, remove_sockets
 from pilotlight.wire import PoolSpec
 
+LOOK_S = 2.0
+"""How often the pool's folder is looked at."""
 EXIT_BROKEN = 70
 """sysexits.h's EX_SOFTWARE: a mistake of ours."""
 RESUME_S_MAX = 30.0
@@ -88,6 +90,7 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
         loop.add_signal_handler(signal.SIGHUP, lambda: None)  # ignored, but not by its workers
     over = loop.create_task(clients.over.wait())
     shortening = loop.create_task(_keep_short(Path(spec.log_dir) / "manager.log"))
+    staying = loop.create_task(_leave_with(Path(pool_dir) / "manager.lock", manager, clients))
     owner: asyncio.Task[None] | None = None
     try:
         if alive := keeper.adopt(journal.pilots):
@@ -110,11 +113,33 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
     finally:
         over.cancel()
         shortening.cancel()
+        staying.cancel()
         if owner is not None:
             owner.cancel()
         await clients.stop()
         await manager.stop()
         await asyncio.to_thread(log.close)
+
+
+async def _leave_with(lock: Path, manager: Manager, clients: Clients) -> None:
+    """End the pool when its folder is gone, or another's: nobody could find it any more. Its jobs can go on later."""
+    mine = _inode(lock)
+    while True:
+        await asyncio.sleep(LOOK_S)
+        if await asyncio.to_thread(_inode, lock) not in {mine, None}:
+            manager.note("error", f"the pool's folder {lock.parent} was removed: the pool ends")
+            clients.signalled()
+            return
+
+
+def _inode(path: Path) -> int | None:
+    """A file's number on its disk; 0 where it is gone, None where nobody can tell."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
+    except OSError:
+        return None
 
 
 async def _keep_short(log: Path) -> None:

@@ -20,6 +20,7 @@ from pilotlight.manager.sampling import seed_of
 from pilotlight.messages import RowsOut
 from pilotlight.ports import JobOutput, Source
 from pilotlight.rowstore import RowStore
+from pilotlight.views import Totals
 from pilotlight.wire import Chunk, Context, JobRequest, ResultChunk, Span, digest
 
 READ_BYTES_MAX = 64 << 20
@@ -49,6 +50,8 @@ class JobFiles(ABC):
         self.counters: dict[str, float] = {}
         self.began_s = time.time()
         self.began_monotonic_s = time.monotonic()
+        self.totals_before = Totals()
+        """The pool's sums when it began."""
         self.sent_to: set[str] = set()
         self.waiting = 0
         """Rows asked for and not there yet, or too many for the room that there is; 0 if none were."""

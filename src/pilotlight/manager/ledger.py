@@ -9,6 +9,20 @@ from pilotlight.core.state import State
 from pilotlight.messages import Resident
 from pilotlight.views import OTHERS, Totals
 
+
+def since(totals: Totals, before: Totals) -> Totals:
+    """What came to the sums of a pool since an earlier moment."""
+    loads = {name: count - before.loads.get(name, 0) for name, count in totals.loads.items()}
+    return Totals(
+        loads={name: count for name, count in loads.items() if count > 0},
+        load_s=totals.load_s - before.load_s,
+        busy_s=totals.busy_s - before.busy_s,
+        rows_lost=totals.rows_lost - before.rows_lost,
+        workers_lost=totals.workers_lost - before.workers_lost,
+        replicas_lost=totals.replicas_lost - before.replicas_lost,
+    )
+
+
 NAMES_MAX = 100
 """Loads are counted by name for so many contexts, those that were loaded last; of all others there is one sum."""
 

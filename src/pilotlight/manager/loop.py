@@ -126,6 +126,7 @@ class Manager:
         """A job's files are open: let it begin."""
         request = job.request
         self.jobs[job.job_id] = job
+        job.totals_before = self.ledger.totals(self.scheduler.state)
         self.contexts[job.variant_id] = request.context
         variant = facts.variant_of(job.variant_id, request.context)
         self.put(

@@ -19,6 +19,7 @@ import msgspec
 
 from pilotlight import __version__
 from pilotlight.manager.jobs import PathJob
+from pilotlight.manager.ledger import since
 from pilotlight.views import Totals
 from pilotlight.wire import JobRequest, PathInput, PoolSpec
 
@@ -46,7 +47,7 @@ def run_report(job: PathJob, spec: PoolSpec, totals: Totals) -> dict[str, Any]:
         "job": job.job_id,
         "pool_name": spec.name,
         "log_dir": spec.log_dir,
-        "pool": msgspec.to_builtins(totals),
+        "pool": msgspec.to_builtins(since(totals, job.totals_before)),
     }
 
 

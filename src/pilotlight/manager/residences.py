@@ -54,7 +54,9 @@ class Residences:
         self._run(client, evict.ticket, self._evict(evict))
 
     async def _pin(self, pin: Pin) -> str:
-        context = await background.begin(lambda: models.resolve_context(pin.context))
+        context = self._known(pin.context)
+        if context is None:
+            context = await background.begin(lambda: models.resolve_context(pin.context))
         variant_id = variant_id_of(context)
         pins = self._journal.pins
         if pin.on:
@@ -81,6 +83,14 @@ class Residences:
             return f"{context.name} ({context.id}) leaves all devices and memories; its files stay in the disks' caches"
         self._manager.tell_all(Unstage(variant=variant_id))
         return f"{context.name} ({context.id}) leaves all devices, memories and the disks' caches"
+
+    def _known(self, asked: Context) -> Context | None:
+        """The context that is meant by the name or the id of one that is here, where that is no model's folder."""
+        if asked.identity or asked.model_path is None or os.path.isdir(asked.model_path):
+            return None
+        pinned = self._journal.pins.values()
+        found = [c for c in (*self._manager.contexts.values(), *pinned) if asked.model_path in {c.name, c.id}]
+        return found[0] if len({context.id for context in found}) == 1 else None
 
     def _find(self, named: str) -> tuple[str, Context]:
         """A context by its name, its id (or the begin of it), its variant's id or its model's folder. Raises

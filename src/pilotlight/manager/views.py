@@ -94,10 +94,17 @@ def contexts(manager: Manager) -> list[ContextView]:
             used=state.uses.get(variant_id, 0),
             idle_s=0.0 if running else max(0.0, now - state.used_at_s.get(variant_id, now)),
             residences=list(_residences(manager, variant_id, now)),
+            trouble=_trouble(manager, variant_id),
         )
 
     views = [view(variant_id, context) for variant_id, context in manager.contexts.items()]
     return sorted(views, key=lambda view: (view.idle_s, -view.jobs))
+
+
+def _trouble(manager: Manager, variant_id: str) -> str:
+    """Why some device can't hold a variant, if one said so."""
+    refusals = manager.scheduler.state.refusals.items()
+    return next((why for (v, _), told in refusals if v == variant_id for why in told.values()), "")
 
 
 def _residences(manager: Manager, variant_id: str, now: float) -> Iterable[ResidenceView]:

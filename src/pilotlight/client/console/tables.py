@@ -54,4 +54,6 @@ def where(view: ContextView) -> str:
             parts.append(f"{level} on {count} device{'' if count == 1 else 's'}")
         elif count:
             parts.append(level)
+    if view.trouble and "live" not in levels:
+        parts.append(f"can't be loaded: {view.trouble}")
     return ", ".join(parts) or "nowhere"
