@@ -201,6 +201,26 @@ def test_two_shells_at_once(shell: Shell) -> None:
     assert len(shell.jobs()) == 2
 
 
+def test_ctrl_c_leaves_a_job_to_the_other_command_that_asks_for_it(shell: Shell) -> None:
+    shell.run("up --workers 1")
+    shell.rows(200_000)
+    line = "run in.jsonl -o out.jsonl --runtime echo"
+    first = shell.start(line)
+    _read_until(first, "on pool default")
+    second = shell.start(line)
+    _read_until(second, "joining")
+    first.send_signal(signal.SIGINT)
+    _, err = first.communicate(timeout=LONG_S)
+    assert (first.returncode, "goes on, as another command asks for it" in err) == (130, True), err
+    assert [view["state"] for view in shell.jobs().values()] == ["running"]
+    second.send_signal(signal.SIGINT)
+    _, err = second.communicate(timeout=LONG_S)
+    assert (second.returncode, "stopped after" in err) == (130, True), err
+    (view,) = shell.jobs().values()
+    assert view["state"] == "cancelled"
+    assert view["ended_s"] >= view["began_s"] + view["running_s"] - 1
+
+
 def test_a_killed_command_ends_its_job_unless_it_is_detached(shell: Shell) -> None:
     shell.run("up --workers 1")
     shell.rows(100_000)
