@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from pilotlight.cli import main, vllm
+from pilotlight.client import checks
+from pilotlight.core.errors import ConfigError
 from pilotlight.poolfile import pool_folder, write_spec
 from pilotlight.wire import PoolSpec
 
@@ -188,3 +190,13 @@ def test_vllms_idle_options_are_taken(monkeypatch: pytest.MonkeyPatch, capsys: p
     for name in ("--served-model-name", "--pipeline-parallel-size", "--data-parallel-size", "--output-tmp-dir"):
         assert name in told
     assert "generation-config" not in told
+
+
+@pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/cwd/out.jsonl", "/dev/../proc/self/fd/1"])
+def test_paths_that_mean_another_file_in_another_process_are_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="name the file itself"):
+        checks.check_output(Path(path), [])
+
+
+def test_files_in_shared_memory_are_files() -> None:
+    assert not checks.is_own_view(Path("/dev/shm/out.jsonl"))

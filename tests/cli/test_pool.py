@@ -178,7 +178,7 @@ def test_a_detached_job_is_listed_attached_to_left_and_cancelled(shell: Shell) -
     assert attached.returncode == 130, err
     assert "the same command goes on" in out + err
     assert shell.jobs()[job]["state"] == "cancelled"
-    assert "runs no more: it ended as cancelled" in shell.run(f"attach {job}", code=2)[1]
+    assert f"{job} is over: cancelled" in shell.run(f"attach {job}", code=130)[0]
     assert "there is no job nope" in shell.run("cancel nope", code=2)[1]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from pilotlight.client.console.follow import follow, say_ending
+from pilotlight.client.console.follow import ROW_ERRORS_EXIT_CODE, follow, say_ending
 from pilotlight.client.console.pools import PoolName, connect
 from pilotlight.client.console.tables import print_json, print_table
 from pilotlight.client.jobs import Job
@@ -65,7 +66,7 @@ def attach(
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Show why.", negative="")] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], help="Say only what went wrong.", negative="")] = False,
 ) -> int:
-    """Follow a running job as its own command does, and end with its exit code. Ctrl-C changes nothing for the job."""
+    """Follow a job as its own command does, and end with its exit code. Ctrl-C changes nothing for the job."""
     handles: list[Job[Result]] = []
 
     def submit(connected: Pool, _again: bool) -> Job[Result]:
@@ -73,11 +74,30 @@ def attach(
         return handles[-1]
 
     connected = connect(pool, watch_s=0.5, quiet=quiet)
+    if (over := _over(connected, job)) is not None:
+        connected.close()
+        why = f": {over.message}" if over.message else ""
+        print(f"{over.job} is over: {over.state}, {over.rows_done:,} rows done, {over.rows_error:,} error rows{why}")
+        return _exit_code(over)
     ending = follow(connected, submit, output=Path(job), quiet=quiet, verbose=verbose, leaves=True)
     accepted = next((handle.accepted for handle in handles if handle.accepted), None)
     sink = accepted.request.output if accepted else None
     say_ending(ending, Path(sink.path) if isinstance(sink, PathOutput) else None, quiet=quiet)
     return ending.exit_code
+
+
+def _over(connected: Pool, job: str) -> JobView | None:
+    """The job of that id or output, if it ended and no other of that output runs."""
+    connected.start()
+    output = os.path.abspath(job)
+    views = [view for view in connected.jobs() if view.job == job or view.output == output]
+    return None if not views or any(map(is_running, views)) else views[-1]
+
+
+def _exit_code(view: JobView) -> int:
+    if view.state == "completed":
+        return ROW_ERRORS_EXIT_CODE if view.rows_error else 0
+    return 130 if view.state == "cancelled" else 1
 
 
 def cancel(

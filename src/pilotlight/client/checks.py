@@ -17,6 +17,9 @@ ROWS_LOOKED_AT = 20
 
 def check_output(output: Path, inputs: Sequence[Path]) -> None:
     """The output's folder is there and can be written, and the output is none of the inputs."""
+    for path in (output, *inputs):
+        if is_own_view(path):
+            raise ConfigError(f"{path} means another file in another process: name the file itself")
     folder = output.absolute().parent
     _enter(folder, f"the output's folder {folder}")
     if not folder.is_dir():
@@ -28,6 +31,12 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
     for path in inputs:
         if output.absolute() == path.absolute() or (output.exists() and path.exists() and output.samefile(path)):
             raise ConfigError(f"the output {output} is also an input; name another file")
+
+
+def is_own_view(path: Path) -> bool:
+    """Whether a path leads through what each process sees differently: its own descriptors and folder."""
+    text = os.path.normpath(path.absolute())
+    return text.startswith(("/proc/", "/dev/fd/")) or text in {"/dev/stdout", "/dev/stderr", "/dev/stdin"}
 
 
 def check_retried(output: Path, kinds: Sequence[str] | None) -> None:
