@@ -489,6 +489,11 @@ def test_names(name: str, found: list[Any]) -> None:
     assert find(cast, name) == found
 
 
+def test_a_row_alone_may_be_meant_of_one_job() -> None:
+    cast = cast_of(submitted("job-1-abc", "out.jsonl"), submitted("job-2-def", "other.jsonl"))
+    assert find(cast, "row 7", of_job="job-2-def") == [RowSubject("job-2-def", 7)]
+
+
 def test_words() -> None:
     assert [bytes_text(n) for n in (12, 3000, 4_200_000, 1_250_000_000)] == ["12 B", "3 kB", "4 MB", "1.2 GB"]
     assert rows_text([(120, 184), (190, 191)]) == "rows 120-183 and 190"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import shutil
 import sys
@@ -30,7 +31,8 @@ HINT_NAMES_MAX = 3
 def explain(
     *subjects: str,
     output: Annotated[
-        Path | None, Parameter(name=["--output", "-o"], help="Of the run that wrote this output (unset: the last run).")
+        Path | None,
+        Parameter(name=["--output", "-o"], help="Of the run that wrote this output (unset: the last run)."),
     ] = None,
     run: Annotated[Path | None, Parameter(help="Of the run with this log folder.")] = None,
     pool: Annotated[str | None, Parameter(help="Of the lasting pool of this name.")] = None,
@@ -40,23 +42,25 @@ def explain(
 
     SUBJECTS are a worker (worker-1), a device (worker-1/cpu), a context by its name or id, a job (job-1), a lease
     (lease-1.7), or a row by its index, which is 0 for the first (row 12, or job-1:12 where there are several jobs).
-    Without one: the whole run, in brief.
+    Without one: the whole run, in brief. What ran last, in a pool of its own or in a lasting one, is told of unless an
+    option says otherwise.
     """
     if sum(given is not None for given in (output, run, pool)) > 1:
         raise ConfigError("--output, --run and --pool each name a run: give one of them")
     folder = find_run(output, run, pool)
-    names = names_in(subjects)
+    names, job_id = names_in(subjects), _job_of(output)
     try:
         if names:
             cast = survey(eventfile.read(folder))
-            found = [subject for name in names for subject in _find(cast, name, folder)]
+            found = [subject for name in names for subject in _find(cast, name, folder, job_id)]
             stories = [tell(eventfile.read(folder), subject) for subject in found]
         else:
             stories = overview(eventfile.read(folder))
     except OSError as error:
         raise ConfigError(f"the event log in {folder} can't be read: {error.strerror}") from error
     if json:
-        print(*(msgspec.json.encode(story).decode() for story in stories), sep="\n")
+        told = [{"log": str(folder), "title": story.title, "lines": story.lines} for story in stories]
+        print(*(msgspec.json.encode(each).decode() for each in told), sep="\n")
         return 0
     print(_headline(folder))
     for story in stories:
@@ -92,11 +96,32 @@ def find_run(output: Path | None, run: Path | None, pool: str | None) -> Path:
 
 
 def _last_run() -> Path:
-    base = logs_folder()
-    runs = sorted((path for path in base.iterdir() if eventfile.files(path)), reverse=True) if base.is_dir() else []
-    if not runs:
-        raise ConfigError(f"no run has left an event log in {base}: run something first, or name a pool with --pool")
-    return runs[0]
+    """The log that was written to last, of one command or of a lasting pool."""
+    base, pools = logs_folder(), poolfile.pools_folder()
+    known = list(pools.iterdir()) if pools.is_dir() else []
+    folders = [path for each in (base, *(pool / "logs" for pool in known)) if each.is_dir() for path in each.iterdir()]
+    for pool in known:
+        with contextlib.suppress(ConfigError):
+            folders.append(Path(poolfile.read_spec(pool).log_dir))
+    last = max(folders, key=_written_at_s, default=None)
+    if last is None or not _written_at_s(last):
+        raise ConfigError(f"no run has left an event log in {base} or in a pool of {pools}: run something first")
+    return last
+
+
+def _written_at_s(folder: Path) -> float:
+    """When a log was last written to, in Unix time; 0 where there is none."""
+    at_s = 0.0
+    for path in eventfile.files(folder):
+        with contextlib.suppress(OSError):  # it may be swept now
+            at_s = max(at_s, path.stat().st_mtime)
+    return at_s
+
+
+def _job_of(output: Path | None) -> str:
+    """The job that wrote an output, as its report says; empty where none is asked for."""
+    report = read_report(str(output)) if output is not None else None
+    return str(report.get("job", "")) if report is not None else ""
 
 
 def names_in(words: tuple[str, ...]) -> list[str]:
@@ -117,8 +142,8 @@ def names_in(words: tuple[str, ...]) -> list[str]:
     return names
 
 
-def _find(cast: Cast, name: str, folder: Path) -> list[Subject]:
-    found = find(cast, name)
+def _find(cast: Cast, name: str, folder: Path, job_id: str) -> list[Subject]:
+    found = find(cast, name, of_job=job_id)
     if found:
         return found
     near = difflib.get_close_matches(name, known_names(cast), NEAR_MAX)

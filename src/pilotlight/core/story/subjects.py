@@ -48,15 +48,15 @@ class RowSubject:
 Subject = WorkerSubject | ContextSubject | JobSubject | LeaseSubject | RowSubject
 
 
-def find(cast: Cast, name: str) -> list[Subject]:
+def find(cast: Cast, name: str, *, of_job: str = "") -> list[Subject]:
     """All that go by this name; none, one, or several that are alike.
 
     A job goes by its id, by its id's beginning (`job-1` for `job-1-3fa9c1`) and by its name. A row is `row 12` where
-    there is one job, `job-1:12` anywhere; a device `worker-1/cpu`, or its id alone.
+    there is one job, `job-1:12` anywhere; a device `worker-1/cpu`, or its id alone. of_job: `row 12` is of this job.
     """
     head, colon, tail = name.rpartition(":")
     if name.startswith("row ") and name[4:].strip().isdigit():
-        return [RowSubject(job_id, int(name[4:])) for job_id in cast.jobs]
+        return [RowSubject(job_id, int(name[4:])) for job_id in cast.jobs if of_job in {"", job_id}]
     found: list[Subject] = []
     if name in cast.workers:
         found.append(WorkerSubject(name))
