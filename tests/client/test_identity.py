@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -238,6 +239,12 @@ def test_functions_of_one_name_in_two_modules_differ() -> None:
     import math
 
     assert identify(math.sqrt) != identify(cmath.sqrt)
+
+
+def test_what_is_registered_with_pickling_is_taken_apart_as_that_says() -> None:
+    assert identify(re.compile("a")).unstable == identify(int | str).unstable == []
+    assert identify(re.compile("a")) == identify(re.compile("a")) != identify(re.compile("b"))
+    assert identify(int | str) != identify(int | bytes)
 
 
 def test_a_function_with_a_cache_is_sent_with_its_code(tmp_path: Path) -> None:

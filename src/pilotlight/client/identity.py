@@ -8,6 +8,7 @@ pickling would take it apart. What then remains is taken as its pickle, and the 
 
 from __future__ import annotations
 
+import copyreg
 import dis
 import functools
 import types
@@ -63,6 +64,7 @@ class _Reader:
         self._waiting: list[tuple[int, Any]] = []
         self._alive: list[Any] = []
         """Keeps each object whose id is a key of `_numbers`."""
+        self._sources: dict[str, list[tuple[str, bytes]]] = {}
         self.unstable: list[str] = []
 
     def read(self, value: Any) -> bytes:
@@ -135,10 +137,17 @@ class _Reader:
                 cells.append(None)
         names, imported = _names(function.__code__)
         named = {name: function.__globals__[name] for name in names if name in function.__globals__}
-        read_there = [sorted(sources.sources(name).items()) for name in imported]
+        read_there = [self._read_there(name) for name in imported]
         defaults = (function.__defaults__, function.__kwdefaults__)
         attributes = _sorted(function.__dict__)
         return self._node("function", (function.__code__, cells, defaults, _sorted(named), attributes, read_there))
+
+    def _read_there(self, name: str) -> list[tuple[str, bytes]]:
+        """What workers read from disk when a function imports this."""
+        top = name.partition(".")[0]
+        if top not in self._sources:
+            self._sources[top] = sorted(sources.sources(top).items())
+        return self._sources[top]
 
     def _code(self, code: types.CodeType) -> Node:
         """What it does: neither its lines' numbers nor its file."""
@@ -154,7 +163,7 @@ class _Reader:
             for name, member in vars(given).items()
             if name not in _OF_CLASSES and not name.startswith("_abc_") and not isinstance(member, _SLOT_TYPES)
         }
-        return self._node("class", (given.__qualname__, type(given), list(given.__bases__), members))
+        return self._node("class", (given.__qualname__, type(given), list(given.__bases__), _sorted(members)))
 
     def _module(self, module: types.ModuleType) -> Node:
         """One of the user's own counts with what is in it as it was loaded, since that is what is sent; an installed
@@ -170,7 +179,8 @@ class _Reader:
     def _other(self, value: Any) -> Node:
         """As pickling takes it apart."""
         try:
-            reduced = value.__reduce_ex__(4)
+            registered = copyreg.dispatch_table.get(cast("type[Any]", type(value)))  # patterns, unions of types
+            reduced: Any = registered(value) if registered else value.__reduce_ex__(4)
             if isinstance(reduced, str):
                 return _named(value, reduced)
             parts = list(reduced) + [None] * (5 - len(reduced))
