@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ import pytest
 
 from pilotlight import poolfile
 from pilotlight.core import events as ev
+from pilotlight.core.model import Variant
+from pilotlight.core.story.ends import with_ends
+from pilotlight.core.story.records import Step
+from pilotlight.core.story.scene import Scene
+from pilotlight.io import eventfile
 from pilotlight.manager.eventlog import EventLog
 from pilotlight.wire import PoolSpec
 from tests.faults.harness import Playground
@@ -31,17 +37,48 @@ def texts(ground: Playground, *arguments: str) -> str:
     return "\n".join([story["title"], *(line["text"] for line in story["lines"])])
 
 
-def lose_a_worker(ground: Playground) -> None:
-    """A run of one poison row and 1,500 others in which one of two workers is killed."""
-    source = ground.rows(1500, sleep_s=0.002, poison=frozenset({1400}))
-    running = ground.start("run", source, "-o", ground.folder / "out.jsonl", "--runtime", "echo", "--workers", "2")
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    """Wait until something holds, for a minute at most."""
     deadline = time.monotonic() + 60
-    while len(ground.by_role().get("replica", [])) < 2 and time.monotonic() < deadline:
+    while not holds():
+        assert time.monotonic() < deadline, f"{what} never came true"
         time.sleep(0.02)
-    time.sleep(0.5)  # some rows are done, others are leased
+
+
+def lose_a_worker(ground: Playground) -> None:
+    """A run of one poison row and 4,000 others in which one of two workers, which both have done rows, is killed."""
+    source = ground.rows(4000, sleep_s=0.002, poison=frozenset({3900}))
+    running = ground.start("run", source, "-o", ground.folder / "out.jsonl", "--runtime", "echo", "--workers", "2")
+
+    def both_wrote() -> bool:
+        events = [step.event for step in steps(ground)]
+        return len({event.worker_id for event in events if isinstance(event, ev.RowsWritten)} - {""}) == 2
+
+    eventually(both_wrote, "rows of both workers in the log")
     assert ground.kill("worker", random.Random(1))
     said, _ = running.communicate(timeout=60)
     assert running.returncode == 3, said
+
+
+def steps(ground: Playground) -> list[Step]:
+    """What the log of the one run says by now."""
+    return [
+        record
+        for log in ground.folder.glob("home/**/events.jsonl")
+        for record in with_ends(eventfile.read(log.parent))
+        if isinstance(record, Step)
+    ]
+
+
+def bereaved(ground: Playground, worker: str) -> tuple[str, str, int]:
+    """Why a worker was lost, and a lease and a row of it that no other worker had at that moment."""
+    scene = Scene()
+    for step in steps(ground):
+        moment = scene.take(step)
+        if isinstance(step.event, ev.WorkerLost) and step.event.worker_id == worker:
+            moved = next(moved for moved in moment.moved if moved.freed() and not moved.lease.isolated)
+            return step.event.reason, moved.lease.lease_id, next(moved.freed().indices())
+    raise AssertionError(f"the log does not say that {worker} was lost")
 
 
 def test_a_killed_worker_and_its_rows_are_explained(ground: Playground) -> None:
@@ -50,19 +87,17 @@ def test_a_killed_worker_and_its_rows_are_explained(ground: Playground) -> None:
     assert {"jobs", "workers", "contexts", "what went wrong"} <= set(titles)
     (job,) = titles["jobs"]
     assert "completed after" in job["text"]
-    assert "1,500 rows written" in job["text"]
+    assert "4,000 rows written" in job["text"]
     assert "error rows: 1 killed_replica" in job["text"]
     (lost,) = [line["text"] for line in titles["workers"] if "; lost after" in line["text"]]
     worker = lost.split(" ", 1)[0]
+    reason, lease, row = bereaved(ground, worker)
+    assert reason == "killed by SIGKILL"
+    assert f"was lost ({reason}): " in texts(ground, worker)
 
-    told = texts(ground, worker)
-    found = re.search(r"was lost \((.*)\): (lease-\S+) \(rows? (\d+)", told)
-    assert found, told
-    reason, lease, row = found.groups()
-
-    told = texts(ground, "row", row)
+    told = texts(ground, "row", str(row))
     assert "was read from the input" in told
-    assert f"was leased to {worker} in {lease}" in told
+    assert f" to {worker} in {lease}" in told
     assert f"{worker} was lost ({reason}) with {lease}: it went back to the queue" in told
     assert "was leased again to worker-" in told
     assert told.count("\nwas answered by worker-") == 1
@@ -70,7 +105,7 @@ def test_a_killed_worker_and_its_rows_are_explained(ground: Playground) -> None:
     assert f"{worker} was lost ({reason})" in texts(ground, "job-1")
     assert f"{worker} was lost ({reason}), and with it the replica on cpu" in texts(ground, "echo")
 
-    told = texts(ground, "job-1:1400")
+    told = texts(ground, "job-1:3900")
     assert [told.count(f"attempt {n} of 3 charged") for n in (1, 2, 3)] == [1, 1, 1]
     assert "got the error row killed_replica" in told
 
@@ -101,6 +136,39 @@ def test_a_lasting_pool_goes_by_its_name(ground: Playground, monkeypatch: pytest
     code, told = ground.run("explain", "--pool", "mine")
     assert code == 0
     assert told.startswith("pool mine, run of ")
+
+
+def test_what_ran_last_may_be_a_lasting_pool(ground: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILOTLIGHT_STATE_DIR", str(ground.folder / "state"))
+    ground.environment["PILOTLIGHT_STATE_DIR"] = str(ground.folder / "state")
+    ground.environment["PILOTLIGHT_LOG_DIR"] = str(ground.folder / "logs")
+    command, earlier, later = (
+        ground.folder / "logs" / "20260101-000000-1-x",
+        poolfile.pool_folder("mine") / "logs" / "20260101-000000-1-x",
+        poolfile.pool_folder("mine") / "logs" / "20260102-000000-1-x",
+    )
+    for at_s, folder in enumerate((earlier, later, command), 1_000_000):
+        leave_a_log(folder)
+        os.utime(folder / eventfile.NAME, (at_s, at_s))
+    assert {story["log"] for story in stories(ground)} == {str(command)}
+    os.utime(later / eventfile.NAME, (2_000_000, 2_000_000))
+    assert {story["log"] for story in stories(ground)} == {str(later)}
+    code, told = ground.run("explain")
+    assert code == 0
+    assert told.startswith("pool mine, run of ")
+
+
+def test_a_row_of_an_output_is_one_of_its_job(ground: Playground) -> None:
+    folder, output = ground.folder / "logs", ground.folder / "out.jsonl"
+    folder.mkdir()
+    log = EventLog(folder, epoch=1)
+    for job_id in ("job-1-a", "job-2-b"):
+        log.record(ev.JobSubmitted(job_id, "out.jsonl", Variant("v", "v")), (), time.monotonic())
+        log.record(ev.RowsRead(job_id, 0, 9, exhausted=True), (), time.monotonic())
+    log.close()
+    Path(f"{output}.report.json").write_text(json.dumps({"job": "job-2-b", "log_dir": str(folder)}))
+    assert len(stories(ground, "row", "3", "--run", str(folder))) == 2
+    assert texts(ground, "row", "3", "-o", str(output)).startswith("row 3 of job-2-b")
 
 
 @pytest.mark.parametrize(
