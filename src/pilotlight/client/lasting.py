@@ -291,7 +291,7 @@ def _end_what_is_left(folder: Path, spec: PoolSpec) -> int:
         journal.read()
         for record in list(journal.jobs.values()):
             message = "the pool was taken down when its manager was gone; what was written stays"
-            journal.end_job(views.lost_job(record, message, state="cancelled"))
+            journal.end_job(views.unopened_job(record, message, state="cancelled"))
     for path in jobs:
         path.unlink(missing_ok=True)  # one that could not be read
     return len(jobs)

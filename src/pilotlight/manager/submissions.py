@@ -114,12 +114,17 @@ class Submissions:
                     self._manager.put(ev.JobCancelled(job_id, drain=False))
 
     def views(self) -> list[JobView]:
-        """Jobs that ended lately and those that run, oldest first."""
+        """Jobs that ended lately and those that run, oldest first; those whose files are being opened are known too."""
         running = [
             msgspec.structs.replace(views.job_view(self._manager, job.files, "finishing"), holders=len(job.holders))
             for job in self._jobs.values()
         ]
-        return [*self._journal.history, *running]
+        opening = [
+            views.unopened_job(record, "", "opening")
+            for job, record in self._journal.jobs.items()
+            if job not in self._jobs
+        ]
+        return [*self._journal.history, *opening, *running]
 
     # --- the pool's begin and end
 
@@ -370,7 +375,7 @@ class Submissions:
                 traceback.print_exc()
             message = f"it could not be taken up after its manager ended: {error}"
             self._manager.note("error", f"{record.job} is given up: {message}")
-            self._journal.end_job(views.lost_job(record, message))
+            self._journal.end_job(views.unopened_job(record, message))
             self._manager.forget_job(record.job)
             return
         done = job.files.rows_resumed

@@ -51,8 +51,8 @@ def job_view(manager: Manager, job: JobFiles, state: str, message: str = "") -> 
     )
 
 
-def lost_job(record: JobRecord, message: str, state: str = "failed") -> JobView:
-    """A job of an earlier manager that was not taken up."""
+def unopened_job(record: JobRecord, message: str, state: str = "failed") -> JobView:
+    """A job as the journal has it, while its files are not open: one that was not taken up, or not yet."""
     request = record.request
     return JobView(
         job=record.job,
