@@ -84,6 +84,7 @@ SCRIPT = "import user; c = user.build(); print(c.id, c.unstable)"
 
 def _told(folder: Path, seed: int, before: str = "pass", script: str = SCRIPT) -> str:
     environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # Python itself misses an edit of equal size within a second
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); {before}; {script}"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True, check=True

@@ -456,8 +456,8 @@ class Pool:
         return job
 
     def _rows_raised(self, job: Job[Any], error: BaseException) -> None:
+        job.on_failed(error)  # first: the manager's word that it was cancelled must not come before
         job.cancel()
-        job.on_failed(error)
 
     def _send(self, message: Any) -> None:
         session = self._session

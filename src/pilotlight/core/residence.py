@@ -355,6 +355,8 @@ class Residences:
 
     def _may_sleep(self, replica: Held) -> bool:
         """Whether the worker's memory has room for what a replica remembers in its sleep."""
+        if self.slots[replica.device_id].device.is_host:
+            return True  # what it gives back is this very memory
         hosted = self._hosted()
         kept = sum(size for v, size in hosted.items() if v != replica.variant.variant_id) + self._asleep_bytes()
         kept += sum(self._parked_beside({*hosted, replica.variant.variant_id}).values())
@@ -370,8 +372,14 @@ class Residences:
         return hosted
 
     def _asleep_bytes(self) -> int:
-        asleep = (r for r in self.replicas.values() if r.state is ReplicaState.ASLEEP or self._falls_asleep(r))
-        return sum(self._need(r.variant) for r in asleep)
+        """What sleepers remember: all of a device's memory, or on a host what they say that they still hold."""
+        total = 0
+        for replica in self.replicas.values():
+            if self.slots[replica.device_id].device.is_host:
+                total += replica.memory_bytes if replica.state is ReplicaState.ASLEEP else 0
+            elif replica.state is ReplicaState.ASLEEP or self._falls_asleep(replica):
+                total += self._need(replica.variant)
+        return total
 
     @staticmethod
     def _falls_asleep(replica: Held) -> bool:

@@ -161,10 +161,14 @@ class _Plan:
         return variant_id in self._needed, variant_id in self._state.pinned, worth
 
     def _size(self, worker: Worker) -> Callable[[VariantId], int]:
-        """Bytes of a parked copy: as made, else about what the variant needs on a device."""
+        """Bytes of a parked copy: as made, else about what the variant needs on a device. One without files can only
+        sleep, which on a host gives memory back and takes none."""
+        on_host = all(belief.device.is_host for belief in worker.devices.values())
 
         def size(variant_id: VariantId) -> int:
             copy = worker.parked.get(variant_id)
+            if copy is None and on_host and not self._state.variants[variant_id].has_files:
+                return 0
             return copy.bytes if copy is not None else self._state.need_bytes(variant_id)
 
         return size
