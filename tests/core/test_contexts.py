@@ -216,3 +216,12 @@ def test_a_row_that_runs_out_of_memory_reaches_the_largest_device_even_with_one_
     world.outgrows = {7: 12}
     world.settle()
     assert world.jobs[job].output[7] == "result"
+
+
+def test_a_job_of_nothing_but_poison_keeps_no_other_job_from_its_first_try() -> None:
+    world = World()
+    world.add_worker()
+    world.submit(1, poison=frozenset({0}))
+    other = world.submit(1)
+    world.settle()
+    assert world.jobs[other].output == {0: "result"}

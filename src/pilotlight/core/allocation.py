@@ -201,18 +201,17 @@ class Allocation:
         suspicious = [job for job in jobs if job.suspects and not job.pending]
         if not suspicious or any(self._state.leases[lease_id].isolated for lease_id in worker.leases):
             return
-        for job in suspicious:
-            for at in range(len(job.suspects) - 1, -1, -1):
-                rows = job.suspects[at]
-                avoid = self._avoid(worker, job, rows)
-                if avoid and not self._others_serve(worker, avoid, job) and self._other_can(worker, job):
-                    continue
-                if len(rows) == 1 and self._larger_elsewhere(worker, job, next(rows.indices())):
-                    continue
-                del job.suspects[at]
-                lease = self._state.open_lease(job, worker, rows.spans(), self._now, isolated=True)
-                self._grant(worker, lease, "its replica died with these rows: they run with nothing beside them", avoid)
-                return
+        for job, at in _in_question(suspicious):
+            rows = job.suspects[at]
+            avoid = self._avoid(worker, job, rows)
+            if avoid and not self._others_serve(worker, avoid, job) and self._other_can(worker, job):
+                continue
+            if len(rows) == 1 and self._larger_elsewhere(worker, job, next(rows.indices())):
+                continue
+            del job.suspects[at]
+            lease = self._state.open_lease(job, worker, rows.spans(), self._now, isolated=True)
+            self._grant(worker, lease, "its replica died with these rows: they run with nothing beside them", avoid)
+            return
 
     @staticmethod
     def _avoid(worker: Worker, job: Job, rows: IndexSet) -> tuple[DeviceId, ...]:
@@ -277,3 +276,13 @@ class Allocation:
     def _target(self, worker: Worker, variant_id: VariantId, capacity: int) -> int:
         """Rows of a variant that a worker should hold."""
         return sizing.lease_target(capacity, worker.rate.get(variant_id, 0.0), self._options.horizon_s)
+
+
+def _in_question(jobs: list[Job]) -> list[tuple[Job, int]]:
+    """Groups of suspects, as job and place in its list: the fewest deaths first, each job's last group first."""
+
+    def deaths(found: tuple[Job, int]) -> int:
+        job, at = found
+        return len(job.died_on.get(next(job.suspects[at].indices()), ()))
+
+    return sorted(((job, at) for job in jobs for at in range(len(job.suspects) - 1, -1, -1)), key=deaths)

@@ -37,17 +37,19 @@ def halves(rows: IndexSet) -> list[IndexSet]:
 def remember(belief: DeviceBelief, place: Place, variant_id: VariantId, held: Held, *, proved: bool) -> None:
     """A replica died with these rows in it: note that against the rows, and against the device where it says something.
 
-    proved: the variant has had results somewhere, so that rows may be the ones to blame. Then a death tells nothing
-    about the device if one of its rows died elsewhere too, or died just before.
+    It says nothing of the device if one of its rows died before, here or elsewhere: halves of a group, a row that runs
+    alone again. But while the variant has not had a result anywhere (`proved` is False), a row that dies alone counts
+    each time, or a context that kills all would never be given up.
     """
-    elsewhere = False
+    elsewhere = before = False
     for job, rows in held:
         for index in rows.indices():
             places = job.died_on.setdefault(index, [])
+            before |= bool(places)
             elsewhere |= any(other != place for other in places)
             places.append(place)
-    told = not elsewhere and not _shares_rows(belief, held)
-    if variant_id not in belief.worked_on and (told or not proved):
+    alone = sum(len(rows) for _, rows in held) == 1
+    if variant_id not in belief.worked_on and (not before or (alone and not proved)):
         belief.vain_deaths[variant_id] = belief.vain_deaths.get(variant_id, 0) + 1
     if not elsewhere:
         belief.deaths.append({job.job_id: rows.copy() for job, rows in held})
