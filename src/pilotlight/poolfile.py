@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 from pilotlight.core.errors import ConfigError
+from pilotlight.durable import replace_file
 from pilotlight.wire import PoolSpec
 
 DEFAULT_NAME = "default"
@@ -54,12 +55,8 @@ def read_spec(pool: Path) -> PoolSpec:
 
 def write_spec(pool: Path, spec: PoolSpec) -> None:
     """Say what the pool is, for this user's eyes only. Raises `ConfigError` where that can't be written."""
-    fresh = pool / "pool.json.new"
     try:
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(msgspec.json.encode(spec))
-        fresh.replace(pool / "pool.json")
+        replace_file(pool / "pool.json", msgspec.json.encode(spec), sync=False)
     except OSError as error:
         raise ConfigError(f"the pool's folder {pool} can't be written: {error.strerror or error}") from error
 

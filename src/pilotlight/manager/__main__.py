@@ -27,7 +27,7 @@ from pilotlight.logfiles import shorten
 from pilotlight.manager import build
 from pilotlight.manager.clients import Clients
 from pilotlight.manager.eventlog import EventLog
-from pilotlight.manager.journal import PoolJournal, replace_file
+from pilotlight.manager.journal import PoolJournal, keep_file
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.leftovers import Leftovers
 from pilotlight.manager.loop import Manager
@@ -172,8 +172,8 @@ def _take_epoch(pool: Path, spec: PoolSpec) -> int:
         epoch = int(path.read_text()) + 1 if path.exists() else 1
     except (OSError, ValueError):
         epoch = int(time.time())  # larger than any that was counted
-    replace_file(path, f"{epoch}\n".encode())
-    replace_file(pool / "manager.pid", f"{os.getpid()}\n".encode(), sync=False)
+    keep_file(path, f"{epoch}\n".encode())
+    keep_file(pool / "manager.pid", f"{os.getpid()}\n".encode(), sync=False)
     remove_sockets(pool, spec)
     return epoch
 

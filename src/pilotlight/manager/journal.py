@@ -14,7 +14,6 @@ journal, `io/journal.py`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import msgspec
 
 from pilotlight.core.errors import OutputError
+from pilotlight.durable import replace_file
 from pilotlight.views import JobView
 from pilotlight.wire import VERSION, Context, JobRequest
 
@@ -184,31 +184,12 @@ class PoolJournal:
     def _replace(self, name: str, data: bytes, *, sync: bool = True) -> None:
         """`sync`: it must survive a power cut."""
         if self._keeps:
-            replace_file(self._pool / name, data, sync=sync)
+            keep_file(self._pool / name, data, sync=sync)
 
 
-def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write a file of the pool's folder anew, as a whole, for this user's eyes only. Raises `OutputError`."""
-    fresh = path.with_name(f"{path.name}.new")
+def keep_file(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """See `durable.replace_file`. Raises `OutputError`."""
     try:
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        fresh.replace(path)
-        if sync:
-            _sync_folder(path.parent)
+        replace_file(path, data, sync=sync)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
         raise OutputError(f"the pool can't keep {path}: {error.strerror or error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import msgspec
 
+from pilotlight.durable import sync_folder
 from pilotlight.worker import eviction, filecopy, manifest, modelfiles
 from pilotlight.worker.locks import CopyError, held, take, try_take
 from pilotlight.worker.manifest import Entry, Manifest
@@ -217,7 +218,7 @@ class Cache:
             if error.errno in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}:
                 return False
             raise
-        filecopy.sync_folder(target.parent)
+        sync_folder(target.parent)
         return True
 
     def _is_free(self, source: Source, known: Entry | None) -> bool:
@@ -260,7 +261,7 @@ class Cache:
             use = take(folder / "manifest.json", self.stop, shared=True)
             with held(self._lock_path("collect"), self.stop, shared=True):
                 folder.rename(self.root / "variants" / listed.variant)
-            filecopy.sync_folder(self.root / "variants")
+            sync_folder(self.root / "variants")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             if use >= 0:

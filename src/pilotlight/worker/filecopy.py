@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 
 from pilotlight.worker.locks import CopyError, Leaving
 from pilotlight.worker.modelfiles import Source
@@ -93,12 +92,3 @@ def _pass_on(fd: int, target: int | None, stop: threading.Event, read: Read) -> 
             while left:
                 left = left[os.write(target, left) :]
     return total.hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
