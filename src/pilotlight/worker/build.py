@@ -1,4 +1,7 @@
-"""The worker's composition root: which links and runtimes exist, by name."""
+"""The worker's composition root: which links and runtimes exist, by name.
+
+What only an agent needs is imported when it asks: clients look here too, to see which runtimes can be had.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,16 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pilotlight.core.errors import ConfigError, MissingExtra
 from pilotlight.engines.direct import DirectWorkerLink
 from pilotlight.poolfile import socket_path
 from pilotlight.ports import Runtime, WorkerLink
 from pilotlight.wire import PoolSpec
-from pilotlight.worker import devices
-from pilotlight.worker.cache import Cache
-from pilotlight.worker.copies import Copies, CopyEvent
-from pilotlight.worker.parking import Parking
+
+if TYPE_CHECKING:
+    from pilotlight.worker.copies import Copies, CopyEvent
 
 
 def _echo() -> Runtime:
@@ -76,6 +79,11 @@ def cache_folder(spec: PoolSpec) -> Path:
 
 def copies(spec: PoolSpec, scratch: Path, tell: Callable[[CopyEvent], None]) -> Copies:
     """What stages and parks files for one worker. scratch: its own folder."""
+    from pilotlight.worker import devices
+    from pilotlight.worker.cache import Cache
+    from pilotlight.worker.copies import Copies
+    from pilotlight.worker.parking import Parking
+
     cache = Cache(cache_folder(spec), spec.cache_bytes)
     parking = Parking(scratch, cache.root / "parked", cache.stop, devices.memory_free_bytes)
     return Copies(cache, parking, tell)
