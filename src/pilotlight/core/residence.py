@@ -151,7 +151,7 @@ class Residences:
             for variant in slot.wants:
                 self._bring_up(slot, variant, here)
         for variant in self.park_wants:
-            if self._copied(variant, Level.STAGED) and not self._sleeps(variant.variant_id):
+            if self._copy(variant, Level.STAGED) and not self._sleeps(variant.variant_id):
                 self._copy(variant, Level.PARKED)
         self._drop_copies()
 
@@ -168,9 +168,9 @@ class Residences:
             return
         if variant.variant_id in slot.refused or self._now < slot.restart_at_s:
             return
-        if not self._has_room(slot, variant, here) or not self._copied(variant, Level.STAGED):
+        if not self._has_room(slot, variant, here) or not self._copy(variant, Level.STAGED):
             return
-        if not self._copied(variant, Level.PARKED):
+        if not self._copy(variant, Level.PARKED):
             return
         here[variant.variant_id] = self._start(slot, variant)
 
@@ -324,21 +324,14 @@ class Residences:
         """Copies that are there, for an inventory."""
         return ((v, level, copy) for (v, level), copy in self.copies.items() if copy.state == "made")
 
-    def _copied(self, variant: Variant, level: Level) -> bool:
+    def _copy(self, variant: Variant, level: Level) -> bool:
         """Whether there is nothing (more) to wait for: the copy is there, or can't or need not be. Else it is asked
         for."""
-        if level is Level.PARKED and not self._may_keep(variant):
-            return True
-        return self._copy(variant, level)
-
-    def _copy(self, variant: Variant, level: Level) -> bool:
-        if not variant.has_files:
+        if not variant.has_files or (level is Level.PARKED and not self._may_keep(variant)):
             return True
         copy = self.copies.get((variant.variant_id, level))
         if copy is not None:
             return copy.state in {"made", "failed"}
-        if level is Level.PARKED and not self._may_keep(variant):
-            return True
         self.copies[variant.variant_id, level] = CopyHeld(until_s=self._now + LOAD_S_MAX)
         self._out.append(MakeCopy(variant.variant_id, level))
         return False

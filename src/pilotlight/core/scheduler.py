@@ -172,8 +172,7 @@ class Scheduler:
     def _worker_joined(self, event: ev.WorkerJoined) -> None:
         if event.worker_id in self.state.workers:
             self._forget_worker(self.state.workers[event.worker_id])
-            for job in list(self.state.jobs.values()):
-                self._end_if_over(job)
+            self._end_all_over()
         for variant in event.variants:
             self.state.learn(variant)
             self.state.used_at_s.setdefault(variant.variant_id, self._now)
@@ -199,8 +198,7 @@ class Scheduler:
             self._out.append(Note("warning", text, event.worker_id, again=lost))
         else:
             self._note("info", f"{event.worker_id} left", event.worker_id)
-        for job in list(self.state.jobs.values()):
-            self._end_if_over(job)
+        self._end_all_over()
         self._allocation.place()
         self._allocation.top_up_all()
 
@@ -325,8 +323,7 @@ class Scheduler:
     def _replica_died(self, event: ev.ReplicaDied) -> None:
         self._blame.replica_died(event)
         self._end_hopeless()
-        for job in list(self.state.jobs.values()):
-            self._end_if_over(job)
+        self._end_all_over()
         self._allocation.place()
         self._allocation.top_up_all()
 
@@ -376,6 +373,10 @@ class Scheduler:
         job = self.state.jobs.get(event.job_id)
         if job is not None:
             self._end(job, JobState.SUSPENDED if event.suspended else JobState.FAILED, event.kind, event.reason)
+
+    def _end_all_over(self) -> None:
+        for job in list(self.state.jobs.values()):
+            self._end_if_over(job)
 
     def _end_if_over(self, job: Job) -> None:
         if job.job_id not in self.state.jobs or job.leases or job.failing:
