@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from pilotlight.wire import Struct
 
+ERROR_ROWS_EXIT_CODE = 3
+"""What a command ends with whose job completed with error rows."""
+_EXIT_CODES = {"completed": 0, "cancelled": 130, "failed": 1, "suspended": 1}
+
 
 class JobView(Struct, frozen=True, kw_only=True):
     """A job as a display needs it. `fraction` of the input read, 0..1 (None: unknown); `rows_total` once known.
@@ -34,6 +38,11 @@ class JobView(Struct, frozen=True, kw_only=True):
     weight: float = 1.0
     detached: bool = False
     message: str = ""
+
+
+def exit_code(outcome: str, rows_error: int) -> int:
+    """What a command ends with whose job ended so."""
+    return ERROR_ROWS_EXIT_CODE if outcome == "completed" and rows_error else _EXIT_CODES[outcome]
 
 
 class ResidenceView(Struct, frozen=True, kw_only=True):

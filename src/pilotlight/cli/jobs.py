@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from pilotlight.client.console.follow import ROW_ERRORS_EXIT_CODE, follow, say_ending
+from pilotlight.client.console.follow import follow, say_ending
 from pilotlight.client.console.pools import PoolName, connect
 from pilotlight.client.console.tables import print_json, print_table
 from pilotlight.client.jobs import Job
@@ -18,7 +18,7 @@ from pilotlight.client.pool import Pool
 from pilotlight.client.quantities import duration, number
 from pilotlight.client.results import Result
 from pilotlight.poolfile import DEFAULT_NAME
-from pilotlight.views import JobView
+from pilotlight.views import JobView, exit_code
 from pilotlight.wire import PathOutput
 
 JobName = Annotated[str, Parameter(help="The job's id, or the path of its output.")]
@@ -78,7 +78,7 @@ def attach(
         connected.close()
         why = f": {over.message}" if over.message else ""
         print(f"{over.job} is over: {over.state}, {over.rows_done:,} rows done, {over.rows_error:,} error rows{why}")
-        return _exit_code(over)
+        return exit_code(over.state, over.rows_error)
     ending = follow(connected, submit, output=Path(job), quiet=quiet, verbose=verbose, leaves=True)
     accepted = next((handle.accepted for handle in handles if handle.accepted), None)
     sink = accepted.request.output if accepted else None
@@ -92,12 +92,6 @@ def _over(connected: Pool, job: str) -> JobView | None:
     output = os.path.abspath(job)
     views = [view for view in connected.jobs() if view.job == job or view.output == output]
     return None if not views or any(map(is_running, views)) else views[-1]
-
-
-def _exit_code(view: JobView) -> int:
-    if view.state == "completed":
-        return ROW_ERRORS_EXIT_CODE if view.rows_error else 0
-    return 130 if view.state == "cancelled" else 1
 
 
 def cancel(

@@ -12,7 +12,8 @@ from pilotlight.client import checks, lasting
 from pilotlight.client.console.options import WORKER
 from pilotlight.client.console.pools import PoolName
 from pilotlight.client.console.tables import where
-from pilotlight.client.quantities import counted, duration, duration_s, size_bytes, worker_shape
+from pilotlight.client.quantities import duration, duration_s, size_bytes, worker_shape
+from pilotlight.core.story.words import count_text
 from pilotlight.poolfile import DEFAULT_NAME
 
 
@@ -69,14 +70,14 @@ def down(*, pool: PoolName = DEFAULT_NAME) -> int:
         done = f"{job.rows_done:,}{total} rows are done"
         print(f"ended {job.job} ({job.output or 'rows of a Python process'}): {done}{_goes_on(job.output)}")
     if ended.jobs_unseen:
-        print(f"ended {counted(ended.jobs_unseen, 'job')}; what was written stays, and the same commands go on")
+        print(f"ended {count_text(ended.jobs_unseen, 'job')}; what was written stays, and the same commands go on")
     for context in ended.contexts:
         if any(residence.level != "staged" for residence in context.residences):
             idle = "in use" if context.jobs else f"last used {duration(context.idle_s)} ago"
             print(f"let go of {context.name}, which was {where(context)} and {idle}")
     how = "; its manager did not end by itself and was killed" if ended.forced else ""
     how = "; its manager had ended before" if ended.was_gone else how
-    print(f"pool {pool} is down, with {counted(ended.workers, 'worker')}{how}")
+    print(f"pool {pool} is down, with {count_text(ended.workers, 'worker')}{how}")
     return 0
 
 

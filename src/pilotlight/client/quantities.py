@@ -72,11 +72,6 @@ def size(value: int) -> str:
     return f"{value} B"
 
 
-def counted(count: int, what: str) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def number(value: float) -> str:
     """A figure for people: whole from 10 on, one digit below."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"

@@ -29,11 +29,9 @@ from pilotlight.manager.loop import Manager
 from pilotlight.manager.report import run_report
 from pilotlight.messages import Accepted, Attach, Cancel, Done, InputEnd, JobEnded, Refused, RowsIn, Submit
 from pilotlight.poolfile import command
-from pilotlight.views import JobView
+from pilotlight.views import JobView, exit_code
 from pilotlight.wire import JobRequest, PathInput, PathOutput, PoolSpec
 
-EXIT_CODES = {JobState.COMPLETED: 0, JobState.CANCELLED: 130, JobState.FAILED: 1, JobState.SUSPENDED: 1}
-ERROR_ROWS_EXIT_CODE = 3
 ORPHAN_S = 60.0
 """How long a resumed job waits for the client that its old manager's crash cut off."""
 _ENDING = "the pool ends: no job can begin in it"
@@ -431,9 +429,6 @@ class Submissions:
     def _tell_end(
         self, job: _Followed, view: JobView, state: JobState, kind: str, message: str, report: dict[str, Any]
     ) -> None:
-        exit_code = EXIT_CODES[state]
-        if state is JobState.COMPLETED and view.rows_error:
-            exit_code = ERROR_ROWS_EXIT_CODE
         ended = JobEnded(
             job=view.job,
             outcome=state.value,  # type: ignore[arg-type]
@@ -441,7 +436,7 @@ class Submissions:
             totals=self._manager.ledger.totals(self._manager.scheduler.state),
             kind=kind,
             message=message,
-            exit_code=exit_code,
+            exit_code=exit_code(state.value, view.rows_error),
             report=report,
         )
         snapshot = views.snapshot(self._manager)

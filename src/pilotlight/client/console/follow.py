@@ -30,14 +30,14 @@ from pilotlight.client.console.summary import render, summarise
 from pilotlight.client.jobs import Job
 from pilotlight.client.launch import END_S_MAX
 from pilotlight.client.pool import Pool
-from pilotlight.client.quantities import counted
 from pilotlight.core.errors import JobCancelled, JobFailed, LinkClosed, OutputError, PilotlightError
+from pilotlight.core.story.words import count_text
 from pilotlight.io.report import report_path
 from pilotlight.messages import Accepted, JobEnded, Notice, Snapshot
 from pilotlight.poolfile import DEFAULT_NAME
+from pilotlight.views import ERROR_ROWS_EXIT_CODE, exit_code
 
 POLL_S = 0.1
-ROW_ERRORS_EXIT_CODE = 3
 AT_ONCE_S = 1.0
 """How long the manager may take to leave when the user would not wait."""
 HINT_S = 5.0
@@ -247,7 +247,7 @@ class Follower:
             replica.context for worker in self.fold.workers for replica in worker.replicas if replica.state == "live"
         }
         workers = len([worker for worker in self.fold.workers if worker.state != "lost"])
-        return f"{counted(workers, 'worker')}, {counted(len(live), 'context')} live"
+        return f"{count_text(workers, 'worker')}, {count_text(len(live), 'context')} live"
 
 
 @dataclass
@@ -263,7 +263,7 @@ class Drain:
         if waited_s < (self._said + 1) * HINT_S:
             return ""
         self._said = int(waited_s // HINT_S)
-        rows = counted(fold.view.rows_leased, "row") if fold.view and fold.view.rows_leased else "the last rows"
+        rows = count_text(fold.view.rows_leased, "row") if fold.view and fold.view.rows_leased else "the last rows"
         return f"waiting for {rows} that replicas have begun, for {waited_s:.0f} s now (once more: stop at once)"
 
 
@@ -330,13 +330,15 @@ def _ending(ended: JobEnded, interrupts: Interrupts, output: Path, logs: str) ->
     notes: list[str] = []
     view = ended.view
     if ended.outcome == "completed":
-        code = ROW_ERRORS_EXIT_CODE if view.rows_error else 0
+        code = exit_code(ended.outcome, view.rows_error)
         if view.rows_error:
             rows = "1 row is an error row" if view.rows_error == 1 else f"{view.rows_error:,} rows are error rows"
             notes.append(f"{rows}; --retry-errors does {'it' if view.rows_error == 1 else 'them'} again")
     elif interrupts.first:
         code = 128 + interrupts.first
-        notes.append(f"stopped after {counted(view.rows_done, 'row')}; the same command goes on from there ({output})")
+        notes.append(
+            f"stopped after {count_text(view.rows_done, 'row')}; the same command goes on from there ({output})"
+        )
         if ended.outcome != "cancelled":
             notes.append(ended.message or f"the job ended {ended.outcome}")
     else:
@@ -360,7 +362,7 @@ def say_ending(ending: Ending, output: Path | None, *, quiet: bool, more: list[t
         lines = summarise(ending.ended, output=name, report=report if there else None)
         say(render(lines + (more or [])))
     for note in ending.notes:
-        if not quiet or ending.exit_code not in {0, ROW_ERRORS_EXIT_CODE}:
+        if not quiet or ending.exit_code not in {0, ERROR_ROWS_EXIT_CODE}:
             sys.stderr.write(f"pilotlight: {note}\n")
 
 
