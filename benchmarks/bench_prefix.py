@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+from benchmarks import random_llama  # noqa: E402
 from benchmarks.measure import save, show  # noqa: E402
 from pilotlight.ports import Row  # noqa: E402
 from pilotlight.runtimes.transformers import TransformersRuntime  # noqa: E402
@@ -73,16 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--layers", type=int, default=30)
     arguments = parser.parse_args()
-    config = tiny.make_config(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
-        initializer_range=0.02,
-        max_position_embeddings=2048,
-    )
+    config = tiny.make_config(**random_llama.shape(arguments.layers), initializer_range=0.02)
     figures: dict[str, Any] = {"rows": arguments.rows, "rounds": arguments.rounds, "layers": arguments.layers}
     table: list[list[object]] = []
     with tempfile.TemporaryDirectory() as scratch:

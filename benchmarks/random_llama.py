@@ -12,6 +12,19 @@ from pathlib import Path
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE, VOCABULARY = 576, 30, 9, 3, 1536, 49152
 
 
+def shape(layers: int) -> dict[str, int]:
+    """The settings of its configuration, with so many layers."""
+    return {
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "max_position_embeddings": 2048,
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": VOCABULARY,
+    }
+
+
 def write(folder: Path, seed: int = 0) -> Path:
     """Write config, tokenizer and weights."""
     import numpy as np
@@ -23,17 +36,8 @@ def write(folder: Path, seed: int = 0) -> Path:
     tiny = bundled.model_folder()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tiny / name, folder / name)
-    config = json.loads((tiny / "config.json").read_text()) | {
-        "head_dim": HIDDEN // HEADS,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "max_position_embeddings": 2048,
-        "num_attention_heads": HEADS,
-        "num_hidden_layers": LAYERS,
-        "num_key_value_heads": KV_HEADS,
-        "tie_word_embeddings": True,
-        "vocab_size": VOCABULARY,
-    }
+    config = json.loads((tiny / "config.json").read_text()) | shape(LAYERS)
+    config |= {"head_dim": HIDDEN // HEADS, "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     choice = np.random.default_rng(seed)
 
