@@ -201,8 +201,8 @@ class Virtual:
             case do.MakeCopy(variant_id, level):
                 size = self.variants[variant_id].memory_bytes
                 self.after(MESSAGE_S, lambda: self.agent(name, ev.CopyMade(variant_id, level, size, 0.0)))
-            case do.DropCopy(variant_id, level):
-                self.after(MESSAGE_S, lambda: self.agent(name, ev.CopyGone(variant_id, level)))
+            case do.DropCopy(variant_id):
+                self.after(MESSAGE_S, lambda: self.agent(name, ev.CopyGone(variant_id, Level.PARKED)))
             case do.SendCopy(variant_id, level, size, took_s):
                 self._up(ev.CopyReported(name, ev.CopyFact(variant_id, level, size, took_s)))
             case do.SendReturned(lease_id, spans):

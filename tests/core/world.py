@@ -382,8 +382,8 @@ class World:
             case do.MakeCopy(variant_id, level):
                 assert variant_id in self.with_files
                 worker.copying.append((variant_id, level))
-            case do.DropCopy(variant_id, level):
-                self.to_agent(name, ev.CopyGone(variant_id, level))
+            case do.DropCopy(variant_id):
+                self.to_agent(name, ev.CopyGone(variant_id, Level.PARKED))
             case do.FeedRows(replica_id, lease_id, job_id, spans):
                 indices = [index for start, stop in spans for index in range(start, stop)]
                 replica = worker.replicas[replica_id]

@@ -53,7 +53,7 @@ def test_a_parked_copy_stays_until_it_is_loaded(tmp_path: Path) -> None:
         await bench.make(Level.PARKED)
         path = await bench.copies.borrow("w.1", "v", "parked")
         assert path is not None
-        bench.copies.drop("v", Level.PARKED)
+        bench.copies.unpark("v")
         bench.copies.make("v", Level.STAGED, str(bench.model))
         assert isinstance(await bench.next(), ev.CopyMade), "what was asked for later came first"
         assert (path / "model.safetensors").read_bytes() == b"w" * 1000

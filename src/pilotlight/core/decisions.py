@@ -160,7 +160,6 @@ class DropCopy:
     """Let go of a parked copy. Ends in `CopyGone`."""
 
     variant_id: VariantId
-    level: Level
 
 
 @dataclass(frozen=True, slots=True)

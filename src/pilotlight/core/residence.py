@@ -211,8 +211,7 @@ class Residences:
                 break
             copy = self.copies[variant_id, Level.PARKED]
             if copy.state == "made":
-                copy.state = "dropping"
-                self._out.append(DropCopy(variant_id, Level.PARKED))
+                self._drop(variant_id, copy)
             missing -= parked[variant_id]
         return False
 
@@ -401,8 +400,11 @@ class Residences:
         wanted |= {r.variant.variant_id for r in self.replicas.values() if r.state is ReplicaState.STARTING}
         for (variant_id, level), copy in self.copies.items():
             if level is Level.PARKED and copy.state == "made" and variant_id not in wanted:
-                copy.state = "dropping"
-                self._out.append(DropCopy(variant_id, level))
+                self._drop(variant_id, copy)
+
+    def _drop(self, variant_id: VariantId, parked: CopyHeld) -> None:
+        parked.state = "dropping"
+        self._out.append(DropCopy(variant_id))
 
     def copy_made(self, variant_id: VariantId, level: Level, size: int, took_s: float) -> None:
         """A copy is there."""

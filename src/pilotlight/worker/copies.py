@@ -51,9 +51,9 @@ class Copies:
         work = self._stage if level is Level.STAGED else self._park
         self._run(self._made(variant_id, level, work(variant_id, Path(model))))
 
-    def drop(self, variant_id: str, level: Level) -> None:
-        """Let go of a copy as soon as no replica is being built from it. Ends in `CopyGone`."""
-        self._run(self._dropped(variant_id, level))
+    def unpark(self, variant_id: str) -> None:
+        """Let go of a parked copy as soon as no replica is being built from it. Ends in `CopyGone`."""
+        self._run(self._unparked(variant_id))
 
     def unstage(self, variant_id: str) -> None:
         """Remove a variant from the machine's cache, unless it is in use elsewhere; what is in use here goes when its
@@ -162,17 +162,14 @@ class Copies:
             if staged is not None:
                 staged.close()
 
-    async def _dropped(self, variant_id: str, level: Level) -> None:
+    async def _unparked(self, variant_id: str) -> None:
         async with self._loaded:
             await self._loaded.wait_for(lambda: variant_id not in self._loading.values())
         try:
-            if level is Level.PARKED:
-                await _in_thread(self._parking.drop, variant_id)
-            else:
-                await _in_thread(self._cache.drop, variant_id)
+            await _in_thread(self._parking.drop, variant_id)
         except Exception:
             log.say_error()
-        self._tell(ev.CopyGone(variant_id, level))
+        self._tell(ev.CopyGone(variant_id, Level.PARKED))
 
     async def _unstaged(self, variant_id: str) -> None:
         try:

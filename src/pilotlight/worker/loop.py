@@ -356,7 +356,7 @@ class AgentLoop:
                 if any(v.variant_id == variant_id for slot in self._agent.slots.values() for v in slot.wants):
                     self._servers.prepare(context.runtime)  # while the files are copied
             case do.DropCopy():
-                self._copies.drop(decision.variant_id, decision.level)
+                self._copies.unpark(decision.variant_id)
             case do.SendCopy(variant_id, level, size, took_s):
                 copy = Copy(variant=variant_id, level=_kept(level), bytes=size, took_s=took_s)
                 self._link.send(Kept(copy=copy))
