@@ -120,9 +120,10 @@ class Model(Protocol):
     """A live context on one device, in a replica process. One thread calls it.
 
     `add` hands over rows that may wait inside; `step` works on some of them for at most about a second (or one
-    request, if that takes longer) and returns what finished. Each added row is answered by exactly one Outcome,
-    whatever is wrong with it: a row's own fault never raises. What does raise ends the replica. Out of memory halves
-    the model's own budget and goes on.
+    request, if that takes longer) and returns what finished. On a device that was made slower (`DeviceSpec.speed`) the
+    replica waits after each step, so a step works for that fraction of the time. Each added row is answered by exactly
+    one Outcome, whatever is wrong with it: a row's own fault never raises. What does raise ends the replica. Out of
+    memory halves the model's own budget and goes on.
     """
 
     @property

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import msgspec
 import pytest
 
 from pilotlight.core.errors import LoadError
@@ -189,6 +191,15 @@ def test_wanted_follows_speed() -> None:
     model = PythonRuntime().load(context(), CPU)
     run_rows(model, operation(lambda payload: payload), list(range(1000)))
     assert model.wanted > 100
+    model.close()
+
+
+def test_a_slowed_device_takes_smaller_steps_and_wants_less() -> None:
+    slow = msgspec.structs.replace(CPU, speed=0.1)
+    model = PythonRuntime().load(context(), slow)
+    model.add(operation(lambda payload: time.sleep(0.01)), [Row(index, index, index) for index in range(100)])
+    assert len(model.step()) <= 6  # half a second of its time is a twentieth of ours
+    assert model.wanted <= 20
     model.close()
 
 

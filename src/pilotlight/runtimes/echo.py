@@ -30,7 +30,8 @@ _STEERING = frozenset({"sleep_s", "fail", "die"})
 class EchoModel:
     """Answers in the order of arrival; see `ports.Model`."""
 
-    def __init__(self, options: dict[str, Any], load_s: float) -> None:
+    def __init__(self, options: dict[str, Any], load_s: float, speed: float = 1.0) -> None:
+        self._step_s = STEP_S * speed
         self._waiting: deque[Row] = deque()
         self._wanted = int(options.get("wanted", WANTED_DEFAULT))
         self._pace = min(self._wanted, PACE_START)
@@ -103,7 +104,7 @@ class EchoModel:
             if type(payload) is not dict or _STEERING.isdisjoint(row.payload):
                 done.append(Outcome(row.ticket, payload))
                 continue
-            stop_s = stop_s or time.monotonic() + STEP_S
+            stop_s = stop_s or time.monotonic() + self._step_s
             done.append(_steered(row, cast("dict[str, Any]", payload)))
             if time.monotonic() >= stop_s:
                 break
@@ -124,7 +125,7 @@ class EchoRuntime:
     def preload(self) -> None:
         """Nothing to import."""
 
-    def load(self, context: Context, device: DeviceSpec) -> EchoModel:  # noqa: ARG002
+    def load(self, context: Context, device: DeviceSpec) -> EchoModel:
         """Take `load_s` seconds, then succeed, or fail with the text of `fail_load`."""
         options = context.options
         load_s = float(options.get("load_s", 0.0))
@@ -132,7 +133,7 @@ class EchoRuntime:
             time.sleep(load_s)
         if options.get("fail_load"):
             raise LoadError(str(options["fail_load"]))
-        return EchoModel(options, load_s)
+        return EchoModel(options, load_s, device.speed)
 
     def preview(
         self,

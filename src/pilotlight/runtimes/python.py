@@ -43,6 +43,7 @@ class PythonModel:
         loop: asyncio.AbstractEventLoop,
         closing: contextlib.ExitStack,
         load_s: float,
+        speed: float = 1.0,
     ) -> None:
         self._state = state
         self._closing = closing
@@ -53,6 +54,7 @@ class PythonModel:
         self._waiting: deque[tuple[_Function, Row]] = deque()
         self._tasks: dict[asyncio.Task[list[Outcome]], int] = {}
         self._done: list[Outcome] = []
+        self._step_s, self._horizon_s = STEP_S * speed, HORIZON_S * speed
         self._row_s: float | None = None
         self._batch_max = 1
         self._stepped = 1
@@ -65,7 +67,7 @@ class PythonModel:
             least = max(least, 2 * self._concurrency)
         if self._row_s is None:
             return max(least, 16)
-        return max(least, min(WANTED_MAX, int(HORIZON_S / max(self._row_s, 1e-9))))
+        return max(least, min(WANTED_MAX, int(self._horizon_s / max(self._row_s, 1e-9))))
 
     @property
     def memory_bytes(self) -> int:
@@ -125,7 +127,7 @@ class PythonModel:
         return min(self.pending, sum(self._tasks.values()) + self._stepped)
 
     def step(self) -> list[Outcome]:
-        """Call functions for about half a second, or once if that takes longer."""
+        """Call functions for about half a second of the device's time, or once if that takes longer."""
         start_s = time.monotonic()
         done, self._done = self._done, []
         worked = 0
@@ -136,7 +138,7 @@ class PythonModel:
                 answers = self._call_next()
                 done.extend(answers)
                 worked += len(answers)
-            left_s = STEP_S - (time.monotonic() - start_s)
+            left_s = self._step_s - (time.monotonic() - start_s)
             if self._tasks:
                 answers = self._run_loop(max(0.0, left_s), wait=not self._can_go_on())
                 done.extend(answers)
@@ -211,7 +213,7 @@ class PythonRuntime:
     def preload(self) -> None:
         """Nothing left to import: cloudpickle came with this module, the user's own imports belong to their `load`."""
 
-    def load(self, context: Context, device: DeviceSpec) -> PythonModel:  # noqa: ARG002
+    def load(self, context: Context, device: DeviceSpec) -> PythonModel:
         """Build the state. Option `concurrency`: async calls in flight at once (default 64)."""
         start_s = time.monotonic()
         loop = asyncio.new_event_loop()
@@ -232,7 +234,9 @@ class PythonRuntime:
                 raise LoadError(f"The load function of {context.name} failed: {_last_line(error)}") from error
         concurrency = int(context.options.get("concurrency", CONCURRENCY_DEFAULT))
         load_s = time.monotonic() - start_s
-        return PythonModel(state, concurrency=concurrency, loop=loop, closing=closing, load_s=load_s)
+        return PythonModel(
+            state, concurrency=concurrency, loop=loop, closing=closing, load_s=load_s, speed=device.speed
+        )
 
     def preview(
         self,

@@ -97,6 +97,7 @@ class TransformersModel:
     def __init__(self, context: Context, device: DeviceSpec, loaded: Loaded, *, share_prefixes: bool = True) -> None:
         start_s = time.monotonic()
         self._context = context
+        self._step_s = STEP_S * device.speed
         self._tokenizer = loaded.tokenizer
         self._network = Network(loaded.network, loaded.config, loaded.device, loaded.max_model_len)
         self._prompter = Prompter(loaded.tokenizer, loaded.max_model_len)
@@ -215,7 +216,7 @@ class TransformersModel:
 
     def step(self) -> list[Outcome]:
         """See `ports.Model`."""
-        stop_s = time.monotonic() + STEP_S
+        stop_s = time.monotonic() + self._step_s
         done, self._ready = self._ready, []
         while self._turns or self._reading is not None or len(self._decoder):
             done += self._work(stop_s)
@@ -298,7 +299,7 @@ class TransformersModel:
             done += self._read(self._reading)
         if len(self._decoder):
             busy = bool(self._turns) or self._reading is not None
-            done += self._advance(min(stop_s, time.monotonic() + STEP_S / 2) if busy else stop_s)
+            done += self._advance(min(stop_s, time.monotonic() + self._step_s / 2) if busy else stop_s)
         return done
 
     def _begin_scoring(self, job: _Job) -> _Reading:
