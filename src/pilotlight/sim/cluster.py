@@ -1,0 +1,435 @@
+"""The world: one real scheduler, real agents on simulated machines, messages between them, and all that goes wrong.
+
+What a manager remembers across a crash is what it remembers in reality: outputs, journals, and what workers tell it.
+Results are acknowledged when they are written, and come again where no acknowledgement was heard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pilotlight.core import decisions as do
+from pilotlight.core import events as ev
+from pilotlight.core.allocation import Options
+from pilotlight.core.ranges import IndexSet, span_count
+from pilotlight.core.scheduler import Scheduler
+from pilotlight.core.transitions import JobState
+from pilotlight.sim.chance import Chance
+from pilotlight.sim.clock import Clock
+from pilotlight.sim.links import Shared
+from pilotlight.sim.machine import Host, Machine, Results, Surroundings, variant_of
+from pilotlight.sim.meter import Meter
+from pilotlight.sim.spec import Kind, Model, Origin, Pace, Work
+
+ROWS_READ_MAX = 65_536
+
+
+@dataclass(slots=True)
+class Output:
+    """What is on disk of a job: it outlives every process."""
+
+    work: Work
+    done: IndexSet = field(default_factory=IndexSet)
+    errors: dict[int, str] = field(default_factory=dict[int, str])
+    attempts: dict[int, int] = field(default_factory=dict[int, int])
+    read: int = 0
+    began_s: float = 0.0
+    ended: JobState | None = None
+    ended_s: float | None = None
+    message: str = ""
+
+
+@dataclass(slots=True)
+class Link:
+    """A connection of a worker: what it carries arrives in order, or not at all once it is closed."""
+
+    open: bool = True
+    up_s: float = 0.0
+    down_s: float = 0.0
+
+
+class Cluster:
+    """Add models, works and machines; `run`. With `checking`, every invariant is asserted after every event."""
+
+    def __init__(
+        self,
+        models: dict[str, Model],
+        *,
+        options: Options | None = None,
+        pace: Pace | None = None,
+        origin: Origin | None = None,
+        seed: int = 0,
+        checking: bool = False,
+    ) -> None:
+        origin = origin or Origin()
+        self.clock = Clock()
+        self.meter = Meter()
+        self.pace = pace or Pace()
+        self.options = options or Options()
+        self.models = models
+        self.scheduler = Scheduler(self.options)
+        self.machines: dict[str, Machine] = {}
+        self.hosts: dict[str, Host] = {}
+        self.outputs: dict[str, Output] = {}
+        self.notes: list[tuple[float, str, str]] = []
+        """(time, subject, text) of what the manager thought worth saying."""
+        self.origin = Shared(self.clock, origin.bytes_per_s, per_reader=origin.per_reader, latency_s=origin.latency_s)
+        self.epoch = self.options.epoch
+        self.checking = checking
+        self.manager_down = False
+        self._chance = Chance(seed)
+        self._links: dict[str, Link] = {}
+        self._works: dict[str, Work] = {}
+        self._present: dict[str, int] = {}
+        self._made = 0
+        self._todo: list[ev.ManagerEvent] = []
+        self._handling = False
+        self._backlog: list[Callable[[], None]] = []
+        self._paused_until_s = 0.0
+        self._around = Surroundings(
+            self.clock, self.pace, self.meter, models, self._works, self._source, self._up, self._left
+        )
+        self.clock.after(self.pace.tick_s, self._tick)
+
+    # --- what a scenario does
+
+    def submit(self, work: Work) -> str:
+        """A client submits a job."""
+        job_id = f"job-{len(self.outputs) + 1}"
+        self._works[job_id] = work
+        self.outputs[job_id] = Output(work, began_s=self.clock.now)
+        if not self.manager_down:
+            self._submit(job_id)
+        return job_id
+
+    def arrive(self, kind: Kind, host: str = "") -> str:
+        """A worker starts, on a new host or on one that was here before (with what its disk holds)."""
+        self._made += 1
+        name = f"worker-{self._made}"
+        if host not in self.hosts:
+            host = host or f"host-{self._made}"
+            self.hosts[host] = Host(
+                host,
+                kind,
+                Shared(self.clock, kind.disk_bytes_per_s),
+                Shared(self.clock, kind.link_bytes_per_s, per_reader=kind.link_bytes_per_s),
+            )
+        machine = self.machines[name] = Machine(name, self.hosts[host], self._around)
+        self._count(kind.name, 1)
+        self.meter.joined += 1
+        self.clock.after(self.pace.tick_s, lambda: self._tick_machine(machine))
+        self._dial(machine)
+        return name
+
+    def depart(self, name: str, grace_s: float = 0.0, reason: str = "preempted") -> None:
+        """A worker is taken away: after a notice, or at once."""
+        machine = self.machines.get(name)
+        if machine is None:
+            return
+        if grace_s > 0:
+            machine.hear(ev.DrainAsked(grace_s, reason))
+            self.clock.after(grace_s + self.pace.tick_s, lambda: self.depart(name, reason=reason))
+            return
+        self._remove(machine)
+        self._hang_up(name, reason)
+
+    def vanish(self, name: str) -> None:
+        """A worker's machine loses power: its connection only falls silent."""
+        machine = self.machines.get(name)
+        if machine is not None:
+            self._remove(machine)
+            self._links.pop(name, Link()).open = False
+
+    def kill_replica(self, name: str, replica_id: str) -> None:
+        """A replica is killed."""
+        if name in self.machines:
+            self.machines[name].kill_replica(replica_id)
+
+    def cut(self, name: str) -> None:
+        """A connection breaks; both ends notice, and the worker dials again."""
+        machine = self.machines.get(name)
+        if machine is not None and name in self._links:
+            self._hang_up(name, "its connection broke")
+            self.clock.after(self.pace.notice_s, lambda: self._lost_manager(machine))
+
+    def pause_manager(self, seconds: float) -> None:
+        """The manager's process stops for a while and wakes up late."""
+        if self.clock.now >= self._paused_until_s:
+            self._paused_until_s = self.clock.now + seconds
+            self.clock.after(seconds, self._wake_manager)
+
+    def crash_manager(self, down_s: float = 1.0) -> None:
+        """The manager dies; the next one starts after a while."""
+        if self.manager_down:
+            return
+        self.manager_down = True
+        self._backlog.clear()
+        self._paused_until_s = 0.0
+        for name in list(self._links):
+            self._links.pop(name).open = False
+            if name in self.machines:
+                machine = self.machines[name]
+                self.clock.after(self.pace.notice_s, self._loses(machine))
+        self.clock.after(down_s, self._restart_manager)
+
+    def run(self, until_s: float = float("inf")) -> bool:
+        """Until every job has ended, or until a moment. Returns whether all have."""
+        return self.clock.run(self.all_ended, until_s)
+
+    def all_ended(self) -> bool:
+        """Whether every job that was submitted has ended."""
+        return all(output.ended is not None for output in self.outputs.values())
+
+    def close(self) -> None:
+        """The end of what is measured: machines that are still there are counted up to now."""
+        for machine in list(self.machines.values()):
+            self._remove(machine)
+
+    # --- the manager
+
+    def manager(self, event: ev.ManagerEvent) -> None:
+        """The scheduler takes in an event, and what it decides is done."""
+        self._todo.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        while self._todo:
+            event = self._todo.pop(0)
+            self.meter.manager_events += 1
+            if self.meter.watch is not None:
+                self.meter.say(self.clock.now, repr(event))
+            for decision in self.scheduler.handle(event, self.clock.now):
+                self._does(decision)
+            if self.checking:
+                self.check()
+        self._handling = False
+
+    def check(self) -> None:
+        """Assert every invariant of the manager's belief and of every agent's."""
+        self.scheduler.state.check()
+        for machine in self.machines.values():
+            machine.check()
+
+    def _to_manager(self, what: Callable[[], None]) -> None:
+        """Something reaches the manager: now, when it wakes up, or never if it is dead."""
+        if self.manager_down:
+            return
+        if self.clock.now < self._paused_until_s:
+            self._backlog.append(what)
+        else:
+            what()
+
+    def _wake_manager(self) -> None:
+        self._paused_until_s = 0.0
+        backlog, self._backlog = self._backlog, []
+        for what in backlog:
+            self._to_manager(what)
+
+    def _submit(self, job_id: str) -> None:
+        output = self.outputs[job_id]
+        output.read = 0
+        work = output.work
+        self.manager(
+            ev.JobSubmitted(
+                job_id,
+                job_id,
+                variant_of(self.models[work.model]),
+                work.weight,
+                may_hedge=work.may_hedge,
+                done=tuple(output.done.spans()),
+                attempts=dict(output.attempts),
+            )
+        )
+
+    def _restart_manager(self) -> None:
+        self.epoch += 1
+        self.scheduler = Scheduler(dataclasses.replace(self.options, epoch=self.epoch))
+        self.scheduler.handle(ev.Tick(), self.clock.now)
+        self.manager_down = False
+        for job_id, output in self.outputs.items():
+            if output.ended is None:
+                self._submit(job_id)
+
+    def _does(self, decision: do.ManagerDecision) -> None:
+        match decision:
+            case do.SendWants(name, version, wants, _):
+                listed = tuple((device, variant_of(self.models[v]), level) for device, v, level in wants)
+                self._down(name, ev.WantsChanged(self.epoch, version, listed))
+            case do.GrantRows(name, lease_id, job_id, spans, isolated, _, avoid):
+                work = self._works[job_id]
+                self._down(name, ev.JobDefined(job_id, work.model, work.request_timeout_s))
+                self._down(name, ev.LeaseGranted(self.epoch, lease_id, job_id, spans, isolated, avoid))
+            case do.RevokeRows(name, lease_id, rows):
+                self._down(name, ev.LeaseRevoked(self.epoch, lease_id, rows))
+            case do.ReadRows(job_id, rows):
+                epoch = self.epoch
+                self.clock.after(self.pace.read_s, lambda: self._to_manager(lambda: self._read(epoch, job_id, rows)))
+            case do.WriteFailure(job_id, index, kind, _):
+                self._write(job_id, ((index, index + 1),), kind)
+                self._todo.append(ev.RowsWritten(job_id, ((index, index + 1),)))
+            case do.RecordAttempts(job_id, attempts):
+                self.outputs[job_id].attempts.update(attempts)
+            case do.EndJob(job_id, state, _, message):
+                output = self.outputs[job_id]
+                output.ended, output.ended_s, output.message = state, self.clock.now, message
+                self.notes.append((self.clock.now, job_id, f"{job_id} {state.value} {message}"))
+                for name in self._links:
+                    self._down(name, ev.JobForgotten(job_id))
+            case do.DropWorker(name, reason):
+                self.notes.append((self.clock.now, name, f"{name} dropped: {reason}"))
+                machine = self.machines.get(name)
+                self._links.pop(name, Link()).open = False
+                if machine is not None:
+                    self.clock.after(self.pace.notice_s, self._loses(machine))
+            case do.Note(_, text, subject):
+                self.notes.append((self.clock.now, subject, text))
+
+    def _read(self, epoch: int, job_id: str, rows: int) -> None:
+        output = self.outputs[job_id]
+        if epoch != self.epoch or output.ended is not None:
+            return
+        start = output.read
+        output.read = min(output.work.rows, start + min(rows, ROWS_READ_MAX))
+        self.manager(ev.RowsRead(job_id, start, output.read, output.read == output.work.rows))
+
+    def _results(self, machine: Machine, link: Link, results: Results) -> None:
+        """What the manager's loop does with results: repeats are dropped, the rest is written, all are acknowledged."""
+        written = results.written
+        self._down(machine.name, None, lambda: machine.unacked.pop(results.number, None), link)
+        job = self.scheduler.state.jobs.get(written.job_id)
+        output = self.outputs[written.job_id]
+        if job is None:
+            return
+        fresh = tuple(span for start, stop in written.spans for span in output.done.missing(start, stop))
+        rows = span_count(fresh)
+        self.meter.rows_repeated += span_count(written.spans) - rows
+        if rows:
+            self._write(written.job_id, fresh)
+            self.manager(dataclasses.replace(written, spans=fresh))
+
+    def _write(self, job_id: str, spans: tuple[ev.Span, ...], error: str = "") -> None:
+        output = self.outputs[job_id]
+        assert output.ended is None, f"{job_id} had ended when rows of it were written"
+        for start, stop in spans:
+            assert output.done.add(start, stop) == stop - start, f"{job_id}: a row is in the output twice"
+            if error:
+                output.errors[start] = error
+            elif output.work.sigma:
+                for index in range(start, stop):
+                    self.meter.useful_s += output.work.seconds(index)
+            else:
+                self.meter.useful_s += (stop - start) * output.work.row_s
+        self.meter.wrote(self.clock.now, span_count(spans))
+
+    # --- messages
+
+    def _delay_s(self) -> float:
+        pace = self.pace
+        return pace.message_s + (self._chance.between(0.0, pace.jitter_s) if pace.jitter_s else 0.0)
+
+    def _down(
+        self, name: str, event: ev.AgentEvent | None, what: Callable[[], object] | None = None, link: Link | None = None
+    ) -> None:
+        link = link or self._links.get(name)
+        machine = self.machines.get(name)
+        if link is None or machine is None or not link.open:
+            return
+        link.down_s = max(link.down_s, self.clock.now + self._delay_s())
+
+        def arrive() -> None:
+            if link.open and not machine.gone:
+                if event is not None:
+                    machine.hear(event)
+                elif what is not None:
+                    what()
+
+        self.clock.at(link.down_s, arrive)
+
+    def _up(self, machine: Machine, event: ev.ManagerEvent | Results) -> None:
+        link = self._links.get(machine.name)
+        if link is None or not link.open:
+            return
+        link.up_s = max(link.up_s, self.clock.now + self._delay_s())
+
+        def arrive() -> None:
+            if link.open:
+                if isinstance(event, Results):
+                    self._results(machine, link, event)
+                else:
+                    self.manager(event)
+
+        self.clock.at(link.up_s, lambda: self._to_manager(arrive))
+
+    def _dial(self, machine: Machine) -> None:
+        """A worker connects, says what it holds, and sends again what was not acknowledged."""
+        if machine.gone or machine.name in self._links:
+            return
+        if self.manager_down or machine.paused or self.clock.now < self._paused_until_s:
+            self.clock.after(self.pace.dial_s, lambda: self._dial(machine))
+            return
+        self._links[machine.name] = Link()
+        machine.hear(ev.ManagerFound(self.epoch))
+        if machine.gone:
+            return
+        machine.say(machine.join())
+        for number, written in list(machine.unacked.items()):
+            self._up(machine, Results(written, number))
+
+    def _hang_up(self, name: str, reason: str) -> None:
+        """The manager notices soon that a connection is closed; what had arrived by then was read."""
+        link = self._links.pop(name, None)
+        if link is None:
+            return
+
+        def notice() -> None:
+            link.open = False
+            if name not in self._links:
+                self.manager(ev.WorkerLost(name, reason))
+
+        self.clock.at(max(link.up_s, self.clock.now + self.pace.notice_s), lambda: self._to_manager(notice))
+
+    def _loses(self, machine: Machine) -> Callable[[], None]:
+        return lambda: self._lost_manager(machine)
+
+    def _lost_manager(self, machine: Machine) -> None:
+        machine.hear(ev.ManagerLost())
+        self.clock.after(self.pace.dial_s, lambda: self._dial(machine))
+
+    # --- machines
+
+    def _source(self, worker: str) -> Shared | None:
+        if not worker:
+            return self.origin
+        machine = self.machines.get(worker)
+        return machine.host.uplink if machine is not None else None
+
+    def _left(self, machine: Machine, reason: str) -> None:
+        """A worker ends itself; what it had said before is read."""
+        self._remove(machine)
+        self._hang_up(machine.name, reason)
+
+    def _remove(self, machine: Machine) -> None:
+        if self.machines.pop(machine.name, None) is None:
+            return
+        machine.end()
+        self._count(machine.kind.name, -1)
+        self.meter.lost += 1
+        for other in self.machines.values():
+            other.source_ended(machine.host.uplink)
+
+    def _count(self, kind: str, more: int) -> None:
+        self._present[kind] = self._present.get(kind, 0) + more
+        self.meter.count(self.clock.now, kind, self._present[kind])
+
+    # --- time
+
+    def _tick(self) -> None:
+        self._to_manager(lambda: self.manager(ev.Tick()))
+        self.clock.after(self.pace.tick_s, self._tick)
+
+    def _tick_machine(self, machine: Machine) -> None:
+        if not machine.gone:
+            machine.tick()
+            self.clock.after(self.pace.tick_s, lambda: self._tick_machine(machine))

@@ -1,0 +1,455 @@
+"""A simulated worker: the real `core.agent`, and replicas, disks and loads that take the time they take.
+
+It does what `worker.loop` does, with virtual processes. Rows of a step end together, so at a death what had begun is
+lost and what had not goes back, as in reality.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pilotlight.core import decisions as do
+from pilotlight.core import events as ev
+from pilotlight.core.agent import Agent
+from pilotlight.core.model import Device
+from pilotlight.core.ranges import IndexSet, Span, span_count
+from pilotlight.core.transitions import Level, ReplicaState
+from pilotlight.sim.clock import Clock, Timer
+from pilotlight.sim.links import Shared, Transfer
+from pilotlight.sim.meter import Meter
+from pilotlight.sim.spec import Kind, Model, Pace, Work
+
+DIES_AFTER_S = 0.05
+"""A replica that a row, or its device, kills dies so long after it began."""
+
+
+@dataclass(slots=True)
+class Host:
+    """The machine below a worker: what its disk holds outlives the worker. `staged`: bytes by variant."""
+
+    name: str
+    kind: Kind
+    disk: Shared
+    uplink: Shared
+    staged: dict[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What machines share, and how they reach the manager. `source`: whose uplink serves files, by worker ("": the
+    origin); None where that worker is gone."""
+
+    clock: Clock
+    pace: Pace
+    meter: Meter
+    models: dict[str, Model]
+    works: dict[str, Work]
+    source: Callable[[str], Shared | None]
+    send: Callable[[Machine, ev.ManagerEvent], None]
+    left: Callable[[Machine, str], None]
+
+
+@dataclass(slots=True)
+class Process:
+    """A replica's process. `held`: (lease, job, rows) in the order in which they came."""
+
+    replica_id: str
+    device_id: str
+    model: Model
+    live: bool = False
+    held: deque[tuple[str, str, IndexSet]] = field(default_factory=deque[tuple[str, str, IndexSet]])
+    step: tuple[str, str, list[Span], float] | None = None
+    """What it works on: lease, job, rows, seconds on a device of speed 1."""
+    began_s: float = 0.0
+    timers: list[Timer] = field(default_factory=list[Timer])
+    reads: list[tuple[Shared, Transfer]] = field(default_factory=list[tuple[Shared, Transfer]])
+    load_s: float = 0.0
+    answered: int = 0
+
+
+class Machine:
+    """One worker and the host it runs on."""
+
+    def __init__(self, name: str, host: Host, around: Surroundings) -> None:
+        kind = host.kind
+        self.name = name
+        self.host = host
+        self.kind = kind
+        self.facts = tuple(Device(f"gpu{n}", kind.name, kind.memory_bytes, kind.is_host) for n in range(kind.devices))
+        self.agent = Agent(name, self.facts, around.pace.orphan_s, kind.host_bytes)
+        self.processes: dict[str, Process] = {}
+        self.unacked: dict[int, ev.RowsWritten] = {}
+        """Results that the manager has not acknowledged, by number."""
+        self.bad: set[str] = set()
+        """Devices on which every replica dies at its first row."""
+        self.unloadable: set[str] = set()
+        """Devices on which no load succeeds."""
+        self.failing_copies = False
+        self.joined_s = around.clock.now
+        self.gone = False
+        self.heard_s = -1e9
+        self._around = around
+        self._clock = around.clock
+        self._paused_until_s = 0.0
+        self._backlog: list[ev.AgentEvent] = []
+        self._imported = False
+        self._made = 0
+        self._copies: dict[tuple[str, Level], tuple[Shared, Transfer]] = {}
+        self._loaded_devices: set[str] = set()
+        for variant_id, size in host.staged.items():
+            self.hear(ev.CopyMade(variant_id, Level.STAGED, int(size), 0.0))
+
+    # --- what happens to it
+
+    def hear(self, event: ev.AgentEvent) -> None:
+        """The agent takes in an event, later if it is paused."""
+        if self.gone:
+            return
+        if self.paused:
+            self._backlog.append(event)
+            return
+        for decision in self.agent.handle(event, self._clock.now):
+            self._does(decision)
+
+    def tick(self) -> None:
+        """Time passed; a sign of life where nothing else was said for a while."""
+        if self.gone or self.paused:
+            return
+        self.hear(ev.Tick())
+        if not self.gone and self._clock.now - self.heard_s >= self._around.pace.heard_s:
+            self.say(ev.WorkerHeard(self.name, self.agent.started))
+
+    def pause(self, seconds: float) -> None:
+        """The agent's process stops for a while (its replicas go on), and wakes up late."""
+        if not self.paused:
+            self._clock.after(seconds, self._wake)
+            self._paused_until_s = self._clock.now + seconds
+
+    @property
+    def paused(self) -> bool:
+        """Whether the agent's process stands still."""
+        return self._clock.now < self._paused_until_s
+
+    def _wake(self) -> None:
+        backlog, self._backlog = self._backlog, []
+        self._paused_until_s = 0.0
+        for event in backlog:
+            self.hear(event)
+
+    def kill_replica(self, replica_id: str, reason: str = "killed by SIGKILL") -> None:
+        """A replica's process dies."""
+        process = self.processes.pop(replica_id, None)
+        if process is not None:
+            self._stop(process, lost=True)
+            self.hear(ev.ReplicaExited(replica_id, reason))
+
+    def end(self) -> None:
+        """The worker is gone, with all its processes; what its disk holds stays."""
+        self.gone = True
+        for process in self.processes.values():
+            self._stop(process, lost=True)
+        self.processes.clear()
+        for shared, transfer in self._copies.values():
+            shared.cancel(transfer)
+        self._copies.clear()
+        seconds = self._clock.now - self.joined_s
+        self._around.meter.device_s += seconds * self.kind.devices
+        self._around.meter.available_s += seconds * self.kind.devices * self.kind.speed
+
+    def join(self) -> ev.WorkerJoined:
+        """What it says of itself to a manager."""
+        held = [r for r in self.agent.replicas.values() if r.state is not ReplicaState.STOPPING]
+        facts = tuple(self._fact(replica.replica_id) for replica in held)
+        copies = tuple(
+            ev.CopyFact(variant_id, level, copy.bytes)
+            for variant_id, level, copy in self.agent.residences.made_copies()
+        )
+        known = dict.fromkeys([fact.variant_id for fact in facts] + [copy.variant_id for copy in copies])
+        variants = tuple(variant_of(self._around.models[variant_id]) for variant_id in known)
+        return ev.WorkerJoined(self.name, 1, self.host.name, self.facts, facts, copies, variants, self.kind.host_bytes)
+
+    def say(self, event: ev.ManagerEvent) -> None:
+        """Send the manager a message."""
+        self.heard_s = self._clock.now
+        self._around.send(self, event)
+
+    def check(self) -> None:
+        """Assert what must hold of the agent, and that it believes what is so."""
+        self.agent.check()
+        for replica_id in self.processes:
+            assert replica_id in self.agent.replicas, f"{replica_id} runs and the agent of {self.name} doesn't know"
+
+    # --- carrying out
+
+    def _does(self, decision: do.AgentDecision) -> None:
+        match decision:
+            case do.StartReplica(replica_id, device_id, variant_id, origin):
+                self._start(replica_id, device_id, self._around.models[variant_id], origin)
+            case do.StopReplica(replica_id):
+                process = self.processes.pop(replica_id, None)
+                if process is not None:
+                    self._stop(process, lost=True)
+                    self._later(lambda: self.hear(ev.ReplicaExited(replica_id, "stopped")))
+            case do.SleepReplica(replica_id):
+                size = self.processes[replica_id].model.memory_bytes
+                self._after(replica_id, self._to_device_s(size), lambda: self._slept(replica_id))
+            case do.WakeReplica(replica_id):
+                process = self.processes[replica_id]
+                process.load_s = self._to_device_s(process.model.memory_bytes)
+                self._after(replica_id, process.load_s, lambda: self._live(replica_id, "asleep"))
+            case do.MakeCopy(variant_id, level):
+                self._copy(variant_id, level, getattr(decision, "source", ""))
+            case do.DropCopy(variant_id):
+                self._later(lambda: self.hear(ev.CopyGone(variant_id, Level.PARKED)))
+            case do.FeedRows(replica_id, lease_id, job_id, spans):
+                process = self.processes.get(replica_id)
+                if process is not None:
+                    process.held.append((lease_id, job_id, IndexSet(spans)))
+                    self._work(process)
+            case do.Exit(reason):
+                self._around.left(self, reason)
+            case _:
+                self._reports(decision)
+
+    def _reports(self, decision: do.AgentDecision) -> None:
+        name = self.name
+        match decision:
+            case do.SendCopy(variant_id, level, size, took_s):
+                self.say(ev.CopyReported(name, ev.CopyFact(variant_id, level, size, took_s)))
+            case do.SendReturned(lease_id, spans):
+                self.say(ev.RowsReturned(name, lease_id, spans))
+            case do.SendResident(replica_id):
+                self.say(ev.ReplicaReported(name, self._fact(replica_id)))
+            case do.SendStopped(device_id, variant_id, _):
+                self.say(ev.ReplicaStopped(name, device_id, variant_id))
+            case do.SendDied(device_id, variant_id, _, rows, started, reason, kind):
+                self.say(ev.ReplicaDied(name, device_id, variant_id, rows, started, reason, kind))
+            case do.SendLoadFailed(device_id, variant_id, _, kind, reason):
+                self.say(ev.LoadFailed(name, device_id, variant_id, kind == "no_room", reason, kind == "crowded"))
+            case do.SendLeaving(_, reason):
+                self.say(ev.WorkerLeaving(name, reason))
+            case _:
+                assert isinstance(decision, do.DropRows), decision
+
+    def _fact(self, replica_id: str) -> ev.ReplicaFact:
+        held = self.agent.replicas[replica_id]
+        process = self.processes.get(replica_id)
+        return ev.ReplicaFact(
+            held.device_id,
+            held.variant.variant_id,
+            replica_id,
+            held.state,
+            held.wanted,
+            held.memory_bytes,
+            origin=held.origin,
+            load_s=process.load_s if process is not None and held.state is ReplicaState.LIVE else 0.0,
+        )
+
+    # --- replicas
+
+    def _start(self, replica_id: str, device_id: str, model: Model, origin: str) -> None:
+        process = self.processes[replica_id] = Process(replica_id, device_id, model, began_s=self._clock.now)
+        start_s = model.start_s + (0.0 if self._imported else model.import_s)
+        if device_id in self.unloadable:
+            self._after(replica_id, start_s, lambda: self._cannot_load(replica_id))
+            return
+        finish_s = self._to_device_s(model.file_bytes) + model.warm_s / self.kind.speed
+
+        def read() -> None:
+            self._imported = True
+            if origin == "parked":
+                self._around.meter.moved("memory", model.file_bytes)
+                self._after(replica_id, model.file_bytes / self.kind.memory_bytes_per_s, finish)
+                return
+            source = self.host.disk if origin == "staged" else self._around.source("")
+            assert source is not None
+            self._around.meter.moved("disk" if origin == "staged" else "origin", model.file_bytes)
+            process.reads.append((source, source.read(model.file_bytes, finish)))
+
+        def finish() -> None:
+            process.reads.clear()
+            self._after(replica_id, finish_s, lambda: self._live(replica_id, origin))
+
+        self._after(replica_id, start_s, read)
+
+    def _after(self, replica_id: str, seconds: float, what: Callable[[], None]) -> None:
+        """Something a replica does later, if it is still there."""
+        process = self.processes[replica_id]
+        process.timers = [timer for timer in process.timers if timer.what is not None]
+        process.timers.append(self._clock.after(seconds, what))
+
+    def _live(self, replica_id: str, origin: str) -> None:
+        process = self.processes[replica_id]
+        process.live = True
+        if origin != "asleep":
+            process.load_s = self._clock.now - process.began_s
+            if process.device_id not in self._loaded_devices:
+                self._loaded_devices.add(process.device_id)
+                self._around.meter.first_load_s += process.load_s * self.kind.speed
+        self._around.meter.loaded(origin, process.load_s)
+        model = process.model
+        self.hear(ev.ReplicaLive(replica_id, self._wanted(process), model.memory_bytes, model.sleeps))
+
+    def _slept(self, replica_id: str) -> None:
+        self.processes[replica_id].live = False
+        self.hear(ev.ReplicaSlept(replica_id, 0))
+
+    def _cannot_load(self, replica_id: str) -> None:
+        del self.processes[replica_id]
+        self.hear(ev.ReplicaFailed(replica_id, "load_failed", "it can't be loaded here"))
+        self.hear(ev.ReplicaExited(replica_id, "it can't be loaded here"))
+
+    def _stop(self, process: Process, *, lost: bool) -> None:
+        for timer in process.timers:
+            timer.cancel()
+        for shared, transfer in process.reads:
+            shared.cancel(transfer)
+        if process.step is not None and lost:
+            _, _, spans, _ = process.step
+            meter = self._around.meter
+            meter.rows_lost += span_count(spans)
+            meter.lost_s += (self._clock.now - process.began_s) * self.kind.speed
+        process.step = None
+
+    # --- rows
+
+    def _wanted(self, process: Process) -> int:
+        """At least its slots, and two steps' worth at the speed of the work that it does."""
+        job_id = process.held[0][1] if process.held else next(iter(self.agent.jobs), "")
+        work = self._around.works.get(job_id)
+        rows = self._around.pace.step_s * self.kind.speed / work.row_s if work is not None and work.row_s else 1.0
+        return max(self._around.pace.slots, min(4096, int(2 * rows)))
+
+    def _work(self, process: Process) -> None:
+        """Begin a step, where none is under way and there are rows."""
+        if process.step is not None or not process.held or not process.live:
+            return
+        lease_id, job_id, rows = process.held[0]
+        work = self._around.works[job_id]
+        spans, seconds = self._next_step(work, rows)
+        if not rows:
+            process.held.popleft()
+        process.step = lease_id, job_id, spans, seconds
+        process.began_s = self._clock.now
+        if self._dies(process, work, spans):
+            return
+        if any(start <= index < stop for index in work.hangs for start, stop in spans):
+            return  # nothing more is heard of it until the agent's patience ends
+        took_s = seconds / self.kind.speed
+        self._after(process.replica_id, took_s, lambda: self._stepped(process))
+        patience_s = work.request_timeout_s / 4
+        if took_s > patience_s:
+            self._progress(process, patience_s, self._clock.now + took_s)
+
+    def _progress(self, process: Process, every_s: float, until_s: float) -> None:
+        """A step that takes long says so now and then."""
+
+        def say() -> None:
+            self.hear(ev.ReplicaProgressed(process.replica_id, self._in_step(process)))
+            if self._clock.now + every_s < until_s and process.replica_id in self.processes:
+                self._after(process.replica_id, every_s, say)
+
+        self._after(process.replica_id, every_s, say)
+
+    def _next_step(self, work: Work, rows: IndexSet) -> tuple[list[Span], float]:
+        """The rows of a step and what they take together; what kills or hangs runs with those before it at most."""
+        limit_s = self._around.pace.step_s * self.kind.speed
+        if not work.sigma:
+            spans = rows.take(max(1, int(limit_s / work.row_s)) if work.row_s else 4096)
+            return spans, span_count(spans) * work.row_s
+        spans = rows.take(1)
+        seconds = work.seconds(spans[0][0])
+        while rows and seconds < limit_s:
+            more = rows.take(1)
+            seconds += work.seconds(more[0][0])
+            spans = [(spans[0][0], more[0][1])] if len(spans) == 1 and spans[0][1] == more[0][0] else spans + more
+        return spans, seconds
+
+    def _dies(self, process: Process, work: Work, spans: list[Span]) -> bool:
+        def holds(indices: frozenset[int] | dict[int, int]) -> list[int]:
+            return [index for index in indices if any(start <= index < stop for start, stop in spans)]
+
+        replica_id = process.replica_id
+        if process.device_id in self.bad or (work.poison and holds(work.poison)):
+            self._after(replica_id, DIES_AFTER_S, lambda: self.kill_replica(replica_id))
+            return True
+        if work.outgrows and any(self.kind.memory_bytes <= work.outgrows[index] for index in holds(work.outgrows)):
+            self._after(replica_id, DIES_AFTER_S, lambda: self._outgrown(replica_id))
+            return True
+        return False
+
+    def _outgrown(self, replica_id: str) -> None:
+        self.hear(ev.ReplicaFailed(replica_id, "out_of_memory", "it ran out of memory"))
+        self.kill_replica(replica_id, "it ran out of memory")
+
+    @staticmethod
+    def _in_step(process: Process) -> int:
+        return span_count(process.step[2]) if process.step is not None else 0
+
+    def _stepped(self, process: Process) -> None:
+        assert process.step is not None
+        lease_id, job_id, spans, _ = process.step
+        process.step = None
+        process.answered += span_count(spans)
+        self._work(process)
+        self._made += 1
+        written = ev.RowsWritten(job_id, tuple(spans), lease_id, self.name, process.device_id)
+        self.unacked[self._made] = written
+        self.heard_s = self._clock.now
+        self._around.send(self, Results(written, self._made))  # type: ignore[arg-type]
+        self.hear(
+            ev.RowsFinished(process.replica_id, lease_id, tuple(spans), self._wanted(process), self._in_step(process))
+        )
+
+    # --- copies
+
+    def _copy(self, variant_id: str, level: Level, source: str) -> None:
+        size = self._around.models[variant_id].file_bytes
+        began_s = self._clock.now
+        shared = self.host.disk if level is Level.PARKED else self._around.source(source)
+        if shared is None or (self.failing_copies and level is Level.STAGED):
+            self._later(lambda: self.hear(ev.CopyFailed(variant_id, level, "it could not be read")))
+            return
+
+        def made() -> None:
+            self._copies.pop((variant_id, level), None)
+            if level is Level.STAGED:
+                self.host.staged[variant_id] = size
+            origin = "disk" if level is Level.PARKED else "peer" if source else "origin"
+            self._around.meter.moved(origin, size)
+            self.hear(ev.CopyMade(variant_id, level, size, self._clock.now - began_s))
+
+        self._copies[variant_id, level] = shared, shared.read(size, made)
+
+    def source_ended(self, shared: Shared) -> None:
+        """The machine that files were read from is gone: those reads fail."""
+        for (variant_id, level), (source, transfer) in list(self._copies.items()):
+            if source is shared:
+                shared.cancel(transfer)
+                del self._copies[variant_id, level]
+                self._later(self._fails(variant_id, level))
+
+    def _fails(self, variant_id: str, level: Level) -> Callable[[], None]:
+        return lambda: self.hear(ev.CopyFailed(variant_id, level, "its source is gone"))
+
+    def _later(self, what: Callable[[], None]) -> None:
+        self._clock.after(self._around.pace.message_s, what)
+
+    def _to_device_s(self, size: float) -> float:
+        return size / self.kind.to_device_bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Results on their way to the manager, and their number for the acknowledgement."""
+
+    written: ev.RowsWritten
+    number: int
+
+
+def variant_of(model: Model) -> ev.Variant:
+    """A variant as jobs describe it."""
+    declared = model.memory_bytes if model.declared_bytes is None else model.declared_bytes
+    return ev.Variant(model.variant_id, model.variant_id, declared, has_files=model.file_bytes > 0)
