@@ -244,7 +244,7 @@ def check_that_memory_ends_it(model: Any) -> None:
 
 
 def test_a_long_prompt_takes_several_steps(model: Any, alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pilotlight.runtimes.transformers.model.STEP_S", 0.0)
+    monkeypatch.setattr(model, "_step_s", 0.0)
     model._budget.tokens = model._budget._ceiling = 32
     read = counted(model)
     for operation in (CLASSIFY, GREEDY):
