@@ -298,6 +298,7 @@ class Cluster:
         """What the manager's loop does with results: repeats are dropped, the rest is written, all are acknowledged."""
         written = results.written
         self._down(machine.name, None, lambda: machine.unacked.pop(results.number, None), link)
+        self.manager(ev.WorkerHeard(machine.name, results.started))
         job = self.scheduler.state.jobs.get(written.job_id)
         output = self.outputs[written.job_id]
         if job is None:
@@ -375,7 +376,7 @@ class Cluster:
             return
         machine.say(machine.join())
         for number, written in list(machine.unacked.items()):
-            self._up(machine, Results(written, number))
+            self._up(machine, Results(written, number, machine.agent.started))
 
     def _hang_up(self, name: str, reason: str) -> None:
         """The manager notices soon that a connection is closed; what had arrived by then was read."""

@@ -47,7 +47,7 @@ class Surroundings:
     models: dict[str, Model]
     works: dict[str, Work]
     source: Callable[[str], Shared | None]
-    send: Callable[[Machine, ev.ManagerEvent], None]
+    send: Callable[[Machine, ev.ManagerEvent | Results], None]
     left: Callable[[Machine, str], None]
 
 
@@ -114,11 +114,12 @@ class Machine:
             self._does(decision)
 
     def tick(self) -> None:
-        """Time passed; a sign of life where nothing else was said for a while."""
+        """Time passed; a sign of life where no results went out for a while."""
         if self.gone or self.paused:
             return
         self.hear(ev.Tick())
         if not self.gone and self._clock.now - self.heard_s >= self._around.pace.heard_s:
+            self.heard_s = self._clock.now
             self.say(ev.WorkerHeard(self.name, self.agent.started))
 
     def pause(self, seconds: float) -> None:
@@ -172,7 +173,6 @@ class Machine:
 
     def say(self, event: ev.ManagerEvent) -> None:
         """Send the manager a message."""
-        self.heard_s = self._clock.now
         self._around.send(self, event)
 
     def check(self) -> None:
@@ -384,6 +384,9 @@ class Machine:
         self.hear(ev.ReplicaFailed(replica_id, "out_of_memory", "it ran out of memory"))
         self.kill_replica(replica_id, "it ran out of memory")
 
+    def _begun(self) -> int:
+        return sum(map(self._in_step, self.processes.values()))
+
     @staticmethod
     def _in_step(process: Process) -> int:
         return span_count(process.step[2]) if process.step is not None else 0
@@ -398,7 +401,7 @@ class Machine:
         written = ev.RowsWritten(job_id, tuple(spans), lease_id, self.name, process.device_id)
         self.unacked[self._made] = written
         self.heard_s = self._clock.now
-        self._around.send(self, Results(written, self._made))  # type: ignore[arg-type]
+        self._around.send(self, Results(written, self._made, self._begun()))
         self.hear(
             ev.RowsFinished(process.replica_id, lease_id, tuple(spans), self._wanted(process), self._in_step(process))
         )
@@ -443,10 +446,12 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Results on their way to the manager, and their number for the acknowledgement."""
+    """Results on their way to the manager, their number for the acknowledgement, and how many rows the worker has
+    begun beside."""
 
     written: ev.RowsWritten
     number: int
+    started: int
 
 
 def variant_of(model: Model) -> ev.Variant:
