@@ -11,8 +11,8 @@ class Timer:
 
     __slots__ = ("what",)
 
-    def __init__(self, what: Callable[[], None]) -> None:
-        self.what: Callable[[], None] | None = what
+    def __init__(self, what: Callable[[], object]) -> None:
+        self.what: Callable[[], object] | None = what
 
     def cancel(self) -> None:
         """Let it not happen."""
@@ -29,11 +29,11 @@ class Clock:
         self._heap: list[tuple[float, int, Timer]] = []
         self._asked = 0
 
-    def after(self, seconds: float, what: Callable[[], None]) -> Timer:
+    def after(self, seconds: float, what: Callable[[], object]) -> Timer:
         """Let something happen in so many seconds (0: after all that is due now)."""
         return self.at(self.now + seconds, what)
 
-    def at(self, when_s: float, what: Callable[[], None]) -> Timer:
+    def at(self, when_s: float, what: Callable[[], object]) -> Timer:
         """Let something happen at a moment; one that has passed counts as now."""
         self._asked += 1
         timer = Timer(what)

@@ -39,6 +39,8 @@ class Output:
     ended: JobState | None = None
     ended_s: float | None = None
     message: str = ""
+    cancelled: bool = False
+    """A client asked for its end."""
 
 
 @dataclass(slots=True)
@@ -173,6 +175,27 @@ class Cluster:
                 machine = self.machines[name]
                 self.clock.after(self.pace.notice_s, self._loses(machine))
         self.clock.after(down_s, self._restart_manager)
+
+    def cancel(self, job_id: str, *, drain: bool) -> None:
+        """A client wants a job to end: after what replicas hold, or now."""
+        self.outputs[job_id].cancelled = True
+        self.manager(ev.JobCancelled(job_id, drain))
+
+    def ask(self, what: Callable[[], None]) -> None:
+        """A client's wish reaches the manager if there is one."""
+        self._to_manager(what)
+
+    def repeat_results(self, name: str) -> None:
+        """What a worker has sent and not heard an answer to arrives twice."""
+        for number, written in list(self.machines[name].unacked.items()):
+            self._up(self.machines[name], Results(written, number, self.machines[name].agent.started))
+
+    def stale_commands(self, name: str) -> None:
+        """Commands of an earlier manager reach a worker late: nothing must come of them."""
+        old, machine = self.epoch - 1, self.machines[name]
+        machine.hear(ev.WantsChanged(old, 1_000_000, ()))
+        for lease_id in list(machine.agent.leases):
+            machine.hear(ev.LeaseRevoked(old, lease_id))
 
     def run(self, until_s: float = float("inf")) -> bool:
         """Until every job has ended, or until a moment. Returns whether all have."""
