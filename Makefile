@@ -9,6 +9,7 @@
 PYTHON ?=
 TORCH_INDEX ?=
 ARGS ?=
+SEED ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -16,7 +17,7 @@ TORCH_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-preemption test soak check lint types imports layout fix bench gpu model picture diagrams lock clean
+.PHONY: help demo demo-preemption test soak sim check lint types imports layout fix bench gpu model picture diagrams lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +33,9 @@ test: .venv/.dev ## every test that needs no GPU
 
 soak: .venv/.dev ## a lasting pool under work and random kills (ARGS='--minutes 60 --seed 7')
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
+
+sim: .venv/.dev ## random worlds in virtual time, a minute of them (SEED=17 replays one; ARGS='--seeds 10000')
+	@$(BIN)/python -m pilotlight.sim $(SEED) $(ARGS)
 
 check: lint types imports layout ## style, types, who may import whom, the house rules (`make -k check` shows all findings)
 

@@ -32,7 +32,11 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if options.seed:
-        return int(any([_tell(seed, found) for seed in options.seed if (found := failure(plan(seed)))]))
+        failures = [(seed, found) for seed in options.seed if (found := failure(plan(seed)))]
+        for seed, found in failures:
+            _tell(seed, found)
+        sys.stdout.write(f"{len(options.seed):,} seeds, {len(failures)} failed.\n")
+        return int(bool(failures))
     first = options.first
     if first is None:
         first = 0 if options.seeds else int(time.time()) % 10_000_000 * 100
@@ -74,7 +78,7 @@ def _batch(first: int, stop: int) -> tuple[int, list[tuple[int, Failure]]]:
     return stop - first, [(seed, one) for seed, one in found if one is not None]
 
 
-def _tell(seed: int, found: Failure) -> bool:
+def _tell(seed: int, found: Failure) -> None:
     """Print a failure so that someone else can go on from it."""
     short = shorten(plan(seed), found.kind)
     again = failure(short) or found
@@ -88,7 +92,6 @@ def _tell(seed: int, found: Failure) -> bool:
         f"Replay: make sim SEED={seed}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
-    return True
 
 
 def _commit() -> str:

@@ -81,6 +81,8 @@ class Cluster:
         self.epoch = self.options.epoch
         self.checking = checking
         self.manager_down = False
+        self.on_grant: Callable[[do.GrantRows], None] | None = None
+        """Called with each grant, before it is sent; for checks."""
         self._chance = Chance(seed)
         self._links: dict[str, Link] = {}
         self._works: dict[str, Work] = {}
@@ -282,6 +284,8 @@ class Cluster:
                 self._down(name, ev.WantsChanged(self.epoch, version, listed))
             case do.GrantRows(name, lease_id, job_id, spans, isolated, _, avoid):
                 work = self._works[job_id]
+                if self.on_grant is not None:
+                    self.on_grant(decision)
                 self._down(name, ev.JobDefined(job_id, work.model, work.request_timeout_s))
                 self._down(name, ev.LeaseGranted(self.epoch, lease_id, job_id, spans, isolated, avoid))
             case do.RevokeRows(name, lease_id, rows):

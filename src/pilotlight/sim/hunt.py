@@ -16,7 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
+from pilotlight.core.ranges import span_count
 from pilotlight.core.transitions import JobState
 from pilotlight.sim.cluster import Cluster
 from pilotlight.sim.machine import Machine, variant_of
@@ -25,6 +27,8 @@ from pilotlight.sim.plan import FAULTS_S, KINDS, Fault, Plan, plan
 CALM_S = 3000.0
 """So long after the last fault every job has ended: a job of 300 s of work on one slow worker, behind others, with a
 few rows that hang for their whole timeout three times."""
+OWED_ROWS = 600
+"""The most that a job is owed: a few leases of the largest worker here, at 2 s and 100 rows/s each."""
 REST_S = 30.0
 """So long after the last job nothing is left of any."""
 
@@ -47,6 +51,7 @@ def run(what: Plan, watch: Callable[[float, str], None] | None = None) -> Cluste
         checking=True,
     )
     world.meter.watch = watch
+    world.on_grant = Fairness(world).granted
     for kind in what.workers:
         world.arrive(KINDS[kind])
     for work in what.works:
@@ -64,6 +69,26 @@ def run(what: Plan, watch: Callable[[float, str], None] | None = None) -> Cluste
     world.clock.run(lambda: False, world.clock.now + REST_S)
     _judge(world, what)
     return world
+
+
+class Fairness:
+    """No job waits for ever behind another of its variant: what a job is owed (rows that others were granted while it
+    had some to hand out, by weight) stays bounded."""
+
+    def __init__(self, world: Cluster) -> None:
+        self._world = world
+        self._owed: dict[str, float] = {}
+
+    def granted(self, grant: do.GrantRows) -> None:
+        """A job was granted rows."""
+        jobs = self._world.scheduler.state.jobs
+        job = jobs[grant.job_id]
+        self._owed[grant.job_id] = 0.0
+        for other in self._world.scheduler.state.jobs_of(job.variant_id):
+            if other is not job and other.pending and other.state is JobState.RUNNING:
+                owed = self._owed.get(other.job_id, 0.0) + span_count(grant.spans) * other.weight / job.weight
+                self._owed[other.job_id] = owed
+                assert owed <= OWED_ROWS, f"{other.job_id} starves behind {job.job_id}: it is owed {owed:.0f} rows"
 
 
 def befall(world: Cluster, fault: Fault) -> None:
@@ -222,7 +247,8 @@ def _shorter(what: Plan) -> Iterator[Plan]:
             kept = {index for index in work.poison if index < rows}, {index for index in work.hangs if index < rows}
             fewer = dataclasses.replace(work, rows=rows, poison=frozenset(kept[0]), hangs=frozenset(kept[1]))
             yield dataclasses.replace(what, works=(*what.works[:n], fewer, *what.works[n + 1 :]))
-    yield dataclasses.replace(what, pace=dataclasses.replace(what.pace, jitter_s=0.0))
+    if what.pace.jitter_s:
+        yield dataclasses.replace(what, pace=dataclasses.replace(what.pace, jitter_s=0.0))
 
 
 def story(what: Plan, text: str, lines: int = 25) -> list[str]:

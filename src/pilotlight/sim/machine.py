@@ -187,12 +187,17 @@ class Machine:
         match decision:
             case do.StartReplica(replica_id, device_id, variant_id, origin):
                 self._start(replica_id, device_id, self._around.models[variant_id], origin)
-            case do.StopReplica(replica_id):
+            case do.StopReplica(replica_id, kill):
+                held = self.agent.replicas[replica_id]
+                assert kill or not held.rows, f"{replica_id} of {self.name} is in use and was asked to end"
                 process = self.processes.pop(replica_id, None)
                 if process is not None:
                     self._stop(process, lost=True)
                     self._later(lambda: self.hear(ev.ReplicaExited(replica_id, "stopped")))
             case do.SleepReplica(replica_id):
+                assert not self.agent.replicas[replica_id].rows, (
+                    f"{replica_id} of {self.name} is in use and is to sleep"
+                )
                 size = self.processes[replica_id].model.memory_bytes
                 self._after(replica_id, self._to_device_s(size), lambda: self._slept(replica_id))
             case do.WakeReplica(replica_id):

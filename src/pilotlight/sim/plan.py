@@ -12,6 +12,9 @@ GB = 1_000_000_000
 FAULTS_S = 60.0
 """Faults come within so many seconds; then all is well."""
 
+MANY = 300
+"""Jobs of more rows have short ones."""
+
 KINDS = {
     "big": Kind("big", 1.0, memory_bytes=24 * GB, host_bytes=64 * GB),
     "pair": Kind("big", 1.0, devices=2, memory_bytes=24 * GB, host_bytes=10 * GB),
@@ -101,11 +104,11 @@ def plan(seed: int) -> Plan:
 
 
 def _work(chance: Chance, seed: int, models: tuple[Model, ...]) -> Work:
-    rows = chance.one_of([0, 1, 5, 60, 300])
+    rows = chance.one_of([0, 1, 5, 60, 300, 2000])
     return Work(
         rows,
         chance.one_of(models).variant_id,
-        row_s=chance.one_of([0.02, 0.2, 1.0]),
+        row_s=0.02 if rows > MANY else chance.one_of([0.02, 0.2, 1.0]),
         sigma=chance.one_of([0.0, 1.0]),
         weight=chance.one_of([1.0, 4.0]),
         at_s=chance.between(0.0, 40.0),
