@@ -16,6 +16,9 @@ from pilotlight.core.files import ALONE_S, ASK_S
 from pilotlight.core.model import Device, Variant
 from pilotlight.core.policy.sources import FAILURES_MAX, FAN_OUT, ORIGIN_READERS, PEERS_TRIED_MAX, choose
 from pilotlight.core.scheduler import Scheduler
+from pilotlight.core.story.records import Began, Step
+from pilotlight.core.story.subjects import WorkerSubject
+from pilotlight.core.story.telling import tell
 from pilotlight.core.transitions import Level
 from tests.core.virtual import Virtual
 from tests.core.world import World, run_quietly
@@ -314,3 +317,24 @@ def test_one_worker_of_a_host_fetches_and_the_next_takes_over_if_it_fails() -> N
     assert desk.named[-1] == ("a", ""), "it finds them on its disk"
     desk.put(ev.CopyReported("c", ev.CopyFact("v", Level.STAGED, 0)))
     assert desk.ask("c") == [("c", "")]
+
+
+# --- what is told
+
+
+def test_a_story_says_from_where_a_copy_came() -> None:
+    has = (ev.CopyFact("v", Level.STAGED, 10),)
+    events = [
+        ev.WorkerJoined("p", 1, "one", (), copies=has, variants=(V,), serves_files=True),
+        ev.WorkerJoined("q", 1, "two", (), copies=has, variants=(V,), serves_files=True),
+        ev.WorkerJoined("w", 1, "three", ()),
+        ev.SourceAsked("w", "v"),
+        ev.CopyFailedAt("w", "v", "p"),
+        ev.SourceAsked("w", "v"),
+        ev.CopyReported("w", ev.CopyFact("v", Level.STAGED, 10, 2.0)),
+    ]
+    scheduler = Scheduler()
+    steps = [Step(n, n, event, tuple(scheduler.handle(event, n))) for n, event in enumerate(events, 1)]
+    told = [line.text for line in tell([Began(0.0, 1, "test", "", 0.0), *steps], WorkerSubject("w")).lines]
+    assert "could not fetch v from p" in told
+    assert told[-1] == "a copy of v (10 B) is on disk after 2.0 s, from q"
