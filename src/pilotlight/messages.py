@@ -260,6 +260,14 @@ class Revoke(Message, frozen=True, kw_only=True):
     rows: int | None = None
 
 
+class SourceNamed(Message, frozen=True, kw_only=True):
+    """Answer to `SourceAsked`: stage from this worker's machine, or (if empty) from where the context says."""
+
+    epoch: int
+    variant: str
+    source: str = ""
+
+
 class ForgetJob(Message, frozen=True, kw_only=True):
     """A job is over: drop its unstarted rows without a word; its late results are welcome but needless."""
 
@@ -284,7 +292,7 @@ class Drain(Message, frozen=True, kw_only=True):
     grace_s: float
 
 
-ManagerMessage = Welcome | Wants | DefineJob | Grant | Revoke | ForgetJob | Unstage | Ack | Drain
+ManagerMessage = Welcome | Wants | DefineJob | Grant | Revoke | SourceNamed | ForgetJob | Unstage | Ack | Drain
 
 
 # --- worker -> manager ---------------------------------------------------------------------------------------
@@ -325,7 +333,7 @@ class Copy(Struct, frozen=True, kw_only=True):
 
 class Join(Message, frozen=True, kw_only=True):
     """First message on each connection of a worker; the inventory overrides what the manager believed. memory_bytes:
-    host memory for parked copies."""
+    host memory for parked copies. serves_files: workers of other machines can fetch what it has staged."""
 
     version: int = VERSION
     worker: str
@@ -333,6 +341,7 @@ class Join(Message, frozen=True, kw_only=True):
     host: str
     devices: list[DeviceSpec]
     memory_bytes: int = 0
+    serves_files: bool = False
     residents: list[Resident] = []
     copies: list[Copy] = []
 
@@ -347,6 +356,22 @@ class Kept(Message, frozen=True, kw_only=True):
     """A copy of a variant's files was made, or is gone."""
 
     copy: Copy
+
+
+class SourceAsked(Message, frozen=True, kw_only=True):
+    """From where should this variant's files be staged? Answered by `SourceNamed` when it is this worker's turn; asked
+    again on each connection and once a minute."""
+
+    variant: str
+
+
+class CopyFailed(Message, frozen=True, kw_only=True):
+    """A variant's files were not staged from the source that was named, or are not wanted any more (`source` is then
+    empty)."""
+
+    variant: str
+    source: str = ""
+    reason: str
 
 
 class Stopped(Message, frozen=True, kw_only=True):
@@ -413,4 +438,6 @@ class Leaving(Message, frozen=True, kw_only=True):
     reason: str
 
 
-WorkerMessage = Join | Reported | Kept | Stopped | Died | LoadFailed | Rows | Returned | Beat | Leaving
+WorkerMessage = (
+    Join | Reported | Kept | SourceAsked | CopyFailed | Stopped | Died | LoadFailed | Rows | Returned | Beat | Leaving
+)

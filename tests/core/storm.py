@@ -14,7 +14,7 @@ from tests.core.world import World
 
 STEPS = 150
 _USUAL = ["deliver", "work", "tick", "copy", "submit", "join", "pin", "evict"]
-_FAULTS = ["kill worker", "kill replica", "cut", "drain", "restart", "fail copy"]
+_FAULTS = ["kill worker", "kill replica", "cut", "drain", "restart", "fail copy", "lose answer", "old answer"]
 
 
 def storm(seed: int) -> World:
@@ -57,7 +57,7 @@ def _was_too_large(world: World, job_id: str) -> bool:
 def _step(world: World, choice: random.Random, calm: float) -> None:
     what = choice.choices(
         [*_USUAL, *_FAULTS],
-        [40, 40, 10, 10, 3, 2, 1, 1, *[1, 2, 2, 1, 1, 1]],
+        [40, 40, 10, 10, 3, 2, 1, 1, *[1, 2, 2, 1, 1, 2, 1, 1]],
     )[0]
     if what in _FAULTS and choice.random() < calm:
         return
@@ -91,7 +91,13 @@ def _step(world: World, choice: random.Random, calm: float) -> None:
 def _join(world: World, choice: random.Random) -> None:
     """A worker of some kind; the small ones can hold nothing."""
     kind = choice.choice(["kind", "kind", "host", "small"])
-    world.add_worker(kind, 8 if kind == "small" else choice.choice([15, 22]), choice.choice([0, 12, 25]))
+    world.add_worker(
+        kind,
+        8 if kind == "small" else choice.choice([15, 22]),
+        choice.choice([0, 12, 25]),
+        host=choice.choice(["host", "other", "third"]),
+        serves=choice.random() < 0.7,
+    )
 
 
 def _at_worker(world: World, choice: random.Random, what: str, name: str) -> None:
@@ -111,6 +117,10 @@ def _at_worker(world: World, choice: random.Random, what: str, name: str) -> Non
         world.copy(name)
     elif what == "fail copy":
         world.copy(name, ok=False)
+    elif what == "lose answer":
+        world.lose_answers(name)
+    elif what == "old answer":
+        world.old_answer(name, choice.choice("vw"))
     elif what == "kill replica" and replica_id:
         world.kill_replica(name, replica_id)
     elif what == "kill worker":

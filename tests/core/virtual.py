@@ -46,6 +46,7 @@ class Machine:
     replicas: dict[str, Running] = field(default_factory=dict[str, Running])
     rows_done: int = 0
     last_row_s: float = 0.0
+    copy_s: float = MESSAGE_S
 
 
 @dataclass
@@ -71,6 +72,8 @@ class Virtual:
         self.said: list[tuple[float, do.ManagerDecision]] = []
         self.loads: list[tuple[float, str, str, str]] = []
         """When, on which worker, which variant was loaded, and from where."""
+        self.copies: list[tuple[float, str, str, Level, str]] = []
+        """When, by which worker, which variant was staged or parked, and from which other worker."""
         self.variants: dict[str, Variant] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._made = 0
@@ -106,15 +109,23 @@ class Virtual:
         host_bytes: int = 0,
         load_s: float | Mapping[str, float] = 1.0,
         wanted: int = 4,
+        host: str = "host",
+        serves: bool = False,
+        copy_s: float = MESSAGE_S,
     ) -> str:
         name = f"worker-{len(self.machines) + 1}"
         facts = tuple(Device(f"d{n}", kind, device_bytes) for n in range(devices))
         rates = rate if isinstance(rate, Mapping) else dict.fromkeys("pqvwxyz", rate)
         loads = load_s if isinstance(load_s, Mapping) else {"cold": load_s, "staged": load_s, "parked": load_s / 4}
-        self.machines[name] = Machine(Agent(name, facts, 10.0, host_bytes), rates, loads, wanted)
-        self.manager(ev.WorkerJoined(name, 1, "host", facts, memory_bytes=host_bytes))
+        self.machines[name] = Machine(Agent(name, facts, 10.0, host_bytes), rates, loads, wanted, copy_s=copy_s)
+        self.manager(ev.WorkerJoined(name, 1, host, facts, memory_bytes=host_bytes, serves_files=serves))
         self.agent(name, ev.ManagerFound(1))
         return name
+
+    def kill_worker(self, name: str) -> None:
+        """It is gone, and so is whatever it was about to do."""
+        del self.machines[name]
+        self.manager(ev.WorkerLost(name, "killed"))
 
     def submit(
         self, rows: int, variant: str = "v", *, weight: float = 1.0, need: int = 10, has_files: bool = False
@@ -162,6 +173,8 @@ class Virtual:
                 self._down(name, ev.LeaseGranted(1, lease_id, job_id, spans, isolated, avoid))
             case do.RevokeRows(name, lease_id, rows):
                 self._down(name, ev.LeaseRevoked(1, lease_id, rows))
+            case do.NameSource(name, variant_id, source):
+                self._down(name, ev.SourceNamed(1, variant_id, source))
             case do.ReadRows(job_id, rows):
                 job = self.jobs[job_id]
                 start, job.read = job.read, min(job.rows, job.read + rows)
@@ -181,7 +194,9 @@ class Virtual:
         self.after(MESSAGE_S, lambda: self.manager(event))
 
     def agent(self, name: str, event: ev.AgentEvent) -> None:
-        machine = self.machines[name]
+        machine = self.machines.get(name)
+        if machine is None:
+            return
         for decision in machine.agent.handle(event, self.now):
             self._agent_does(name, machine, decision)
 
@@ -198,13 +213,18 @@ class Virtual:
                 rows = [(lease_id, job_id, index) for start, stop in spans for index in range(start, stop)]
                 machine.replicas[replica_id].rows.extend(rows)
                 self._serve(name, replica_id)
-            case do.MakeCopy(variant_id, level):
-                size = self.variants[variant_id].memory_bytes
-                self.after(MESSAGE_S, lambda: self.agent(name, ev.CopyMade(variant_id, level, size, 0.0)))
+            case do.AskSource(variant_id):
+                self._up(ev.SourceAsked(name, variant_id))
+            case do.MakeCopy(variant_id, level, source):
+                self.copies.append((self.now, name, variant_id, level, source))
+                made = ev.CopyMade(variant_id, level, self.variants[variant_id].memory_bytes, 0.0)
+                self.after(machine.copy_s, lambda: self._copied(name, made, source))
             case do.DropCopy(variant_id):
                 self.after(MESSAGE_S, lambda: self.agent(name, ev.CopyGone(variant_id, Level.PARKED)))
             case do.SendCopy(variant_id, level, size, took_s):
                 self._up(ev.CopyReported(name, ev.CopyFact(variant_id, level, size, took_s)))
+            case do.SendCopyFailed(variant_id, _, source):
+                self._up(ev.CopyFailedAt(name, variant_id, source))
             case do.SendReturned(lease_id, spans):
                 self._up(ev.RowsReturned(name, lease_id, spans))
             case do.SendResident(replica_id):
@@ -231,10 +251,16 @@ class Virtual:
         )
 
     def _live(self, name: str, replica_id: str, load_s: float) -> None:
-        machine = self.machines[name]
-        if replica_id in machine.replicas:
+        machine = self.machines.get(name)
+        if machine is not None and replica_id in machine.replicas:
             need = self.variants[machine.replicas[replica_id].variant_id].memory_bytes
             self.agent(name, ev.ReplicaLive(replica_id, machine.wanted, need))
+
+    def _copied(self, name: str, made: ev.CopyMade, source: str) -> None:
+        if source and source not in self.machines:
+            self.agent(name, ev.CopyFailed(made.variant_id, made.level, f"{source} does not answer"))
+        else:
+            self.agent(name, made)
 
     def _serve(self, name: str, replica_id: str) -> None:
         replica = self.machines[name].replicas.get(replica_id)
@@ -269,7 +295,7 @@ class Virtual:
             self.manager(ev.WorkerHeard(name, machine.agent.started))
             self.agent(name, ev.Tick())
         self.manager(ev.Tick())
-        self.scheduler.state.check()
+        self.scheduler.check()
         self.after(TICK_S, self._tick)
 
     # --- what was said

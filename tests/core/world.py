@@ -44,8 +44,10 @@ class Worker:
     replicas: dict[str, Replica] = field(default_factory=dict)
     connected: bool = True
     variants: dict[str, Variant] = field(default_factory=dict)
-    copying: list[tuple[str, Level]] = field(default_factory=list)
-    """Copies being made."""
+    host: str = "host"
+    serves: bool = False
+    copying: list[tuple[str, Level, str]] = field(default_factory=list)
+    """Copies being made, and from where."""
 
 
 @dataclass
@@ -112,11 +114,19 @@ class World:
         self.variants[name] = Variant(name, name, self.declared_bytes, has_files=name in self.with_files)
         return self.variants[name]
 
-    def add_worker(self, kind: str = "kind", memory_bytes: int = 15, host_bytes: int = 25) -> str:
+    def add_worker(
+        self,
+        kind: str = "kind",
+        memory_bytes: int = 15,
+        host_bytes: int = 25,
+        *,
+        host: str = "host",
+        serves: bool = False,
+    ) -> str:
         self._made += 1
         name = f"worker-{self._made}"
         facts = tuple(Device(f"d{n}", kind, memory_bytes, is_host=kind == "host") for n in range(self.devices))
-        self.workers[name] = Worker(Agent(name, facts, 10.0, host_bytes))
+        self.workers[name] = Worker(Agent(name, facts, 10.0, host_bytes), host=host, serves=serves)
         self.workers[name].up.append(self._join(name))
         self.to_agent(name, ev.ManagerFound(self.epoch))
         return name
@@ -171,12 +181,13 @@ class World:
         return ev.WorkerJoined(
             name,
             1,
-            "host",
+            worker.host,
             tuple(slot.device for slot in worker.agent.slots.values()),
             facts,
             copies,
             tuple(self.variants[variant_id] for variant_id in sorted(known)),
             memory_bytes=25,
+            serves_files=worker.serves,
         )
 
     def kill_worker(self, name: str) -> None:
@@ -194,6 +205,17 @@ class World:
         self.to_agent(name, ev.ManagerFound(self.epoch))
         worker.up.appendleft(self._join(name))
         worker.up.extend(finished)  # kept until acknowledged
+
+    def lose_answers(self, name: str) -> None:
+        """The sources that a worker is about to hear of are never told."""
+        worker = self.workers[name]
+        worker.down = deque(event for event in worker.down if not isinstance(event, ev.SourceNamed))
+
+    def old_answer(self, name: str, variant: str) -> None:
+        """A manager that was replaced names a source."""
+        agent = self.workers[name].agent
+        answer = ev.SourceNamed(agent.epoch - 1, variant, "worker-of-old")
+        assert not agent.handle(answer, self.now), "an old manager is obeyed"
 
     def kill_replica(self, name: str, replica_id: str) -> None:
         worker = self.workers[name]
@@ -265,14 +287,18 @@ class World:
         self.to_agent(name, ev.ReplicaLive(replica_id, WANTED, self._really(variant_id), can_sleep))
 
     def copy(self, name: str, *, ok: bool = True) -> None:
-        """The oldest copy that a worker makes is there, or fails."""
+        """The oldest copy that a worker makes is there, or fails, as it must where its source has not got the files."""
         worker = self.workers[name]
         if worker.copying:
-            variant_id, level = worker.copying.pop(0)
-            if ok:
+            variant_id, level, source = worker.copying.pop(0)
+            if ok and (not source or self._has(source, variant_id)):
                 self.to_agent(name, ev.CopyMade(variant_id, level, self.variants[variant_id].memory_bytes, 0.1))
             else:
                 self.to_agent(name, ev.CopyFailed(variant_id, level, "no room"))
+
+    def _has(self, name: str, variant_id: str) -> bool:
+        copies = self.workers[name].agent.residences.made_copies() if name in self.workers else ()
+        return any((v, level) == (variant_id, Level.STAGED) for v, level, _ in copies)
 
     def settle(self, rounds: int = 4000) -> None:
         """No more faults: let everything happen until every job has ended."""
@@ -342,6 +368,8 @@ class World:
                 assert index not in self.jobs[job_id].output
                 self.jobs[job_id].output[index] = kind
                 self._todo.append(ev.RowsWritten(job_id, ((index, index + 1),)))
+            case do.NameSource(name, variant_id, source):
+                self._down(name, ev.SourceNamed(self.epoch, variant_id, source))
             case do.RecordAttempts(job_id, attempts):
                 self.jobs[job_id].attempts.update(attempts)
             case do.EndJob(job_id, state, _, message):
@@ -379,9 +407,10 @@ class World:
             case do.SleepReplica(replica_id) | do.WakeReplica(replica_id):
                 assert not worker.replicas[replica_id].rows, "a replica with rows is to sleep"
                 worker.replicas[replica_id].changing = True
-            case do.MakeCopy(variant_id, level):
+            case do.MakeCopy(variant_id, level, source):
                 assert variant_id in self.with_files
-                worker.copying.append((variant_id, level))
+                assert not source or (level is Level.STAGED and source != name)
+                worker.copying.append((variant_id, level, source))
             case do.DropCopy(variant_id):
                 self.to_agent(name, ev.CopyGone(variant_id, Level.PARKED))
             case do.FeedRows(replica_id, lease_id, job_id, spans):
@@ -407,6 +436,11 @@ class World:
         match decision:
             case do.SendCopy(variant_id, level, size, took_s):
                 worker.up.append(ev.CopyReported(name, ev.CopyFact(variant_id, level, size, took_s)))
+            case do.AskSource(variant_id):
+                worker.up.append(ev.SourceAsked(name, variant_id))
+            case do.SendCopyFailed(variant_id, level, source, _):
+                assert level is Level.STAGED
+                worker.up.append(ev.CopyFailedAt(name, variant_id, source))
             case do.SendReturned(lease_id, spans):
                 worker.up.append(ev.RowsReturned(name, lease_id, spans))
             case do.SendResident(replica_id):
@@ -431,7 +465,7 @@ class World:
     # --- what must hold
 
     def check(self) -> None:
-        self.scheduler.state.check()
+        self.scheduler.check()
         for worker in self.workers.values():
             worker.agent.check()
 

@@ -13,12 +13,12 @@ from pilotlight.core import events as ev
 from pilotlight.core.allocation import Options
 from pilotlight.core.ranges import IndexSet
 from pilotlight.manager import jobs as jobs_module
-from pilotlight.manager import loop as loop_module
 from pilotlight.manager.jobs import PathJob, StreamJob, variant_id_of
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.loop import Manager
 from pilotlight.messages import (
     Copy,
+    CopyFailed,
     Drain,
     Grant,
     Join,
@@ -28,6 +28,8 @@ from pilotlight.messages import (
     Resident,
     Rows,
     RowsOut,
+    SourceAsked,
+    SourceNamed,
     Wants,
     WorkerMessage,
 )
@@ -125,7 +127,7 @@ def join(*residents: Resident, copies: list[Copy] | None = None) -> Join:
 
 
 def test_long_rows_go_in_several_grants(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "GRANT_BYTES_MAX", 1000)
+    monkeypatch.setattr(jobs_module, "GRANT_BYTES_MAX", 1000)
 
     def play(manager: Manager, link: Link) -> None:
         job = stream_job(manager, [])
@@ -243,6 +245,27 @@ def test_a_warm_inventory_is_kept_though_no_job_knows_it() -> None:
         assert (first.variant, first.level, first.context) == (VARIANT, "live", CONTEXT)
         link.say("w", Kept(copy=Copy(variant=variant_id_of(parked), level="parked", bytes=0)))
         assert not worker.parked
+
+    played(play)
+
+
+def test_a_worker_hears_from_where_to_stage_and_a_place_that_it_leaves_is_for_another() -> None:
+    def play(manager: Manager, link: Link) -> None:
+        model = Context(runtime="echo", name="model", identity="model", model_path="/models/m")
+        variant = variant_id_of(model)
+        has = [Copy(variant=variant, level="staged", bytes=7, context=model)]
+        for name in ("far", "deaf"):
+            serves = name == "far"
+            link.say(name, Join(worker=name, pid=1, host=name, devices=[], copies=has, serves_files=serves))
+        for name in ("a", "b", "c"):
+            link.say(name, Join(worker=name, pid=1, host=name, devices=[]))
+            link.say(name, SourceAsked(variant=variant))
+        link.say("a", CopyFailed(variant=variant, source="far", reason="no answer"))
+        link.say("a", SourceAsked(variant=variant))
+        named = [(to, m) for to, m in link.sent if isinstance(m, SourceNamed)]
+        assert [(to, m.source) for to, m in named] == [("a", "far"), ("b", "far"), ("c", ""), ("a", "")]
+        assert {(m.epoch, m.variant) for _, m in named} == {(2, variant)}
+        manager.scheduler.check()
 
     played(play)
 

@@ -117,6 +117,20 @@ def test_a_failure_has_a_reason(tmp_path: Path, level: Level) -> None:
     play(scenario)
 
 
+def test_what_another_machine_has_is_not_fetched_and_says_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        bench = Bench(tmp_path)
+        bench.copies.make("v", Level.STAGED, str(bench.model), "w-far")
+        assert bench.told.empty(), "it is told as everything else is: later"
+        failed = await bench.next()
+        assert isinstance(failed, ev.CopyFailed)
+        assert "can't be fetched from w-far" in failed.reason
+        assert not bench.cache.has("v")
+        await bench.copies.close()
+
+    play(scenario)
+
+
 def test_a_disk_that_hangs_keeps_no_worker_from_ending(tmp_path: Path) -> None:
     hangs, answers = threading.Event(), threading.Event()
 

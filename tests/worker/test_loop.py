@@ -26,6 +26,7 @@ import pytest
 
 from pilotlight.core.errors import LinkClosed
 from pilotlight.messages import (
+    CopyFailed,
     DefineJob,
     Died,
     Drain,
@@ -38,6 +39,8 @@ from pilotlight.messages import (
     Reported,
     Resident,
     Rows,
+    SourceAsked,
+    SourceNamed,
     Stopped,
     Unstage,
     Want,
@@ -67,6 +70,8 @@ class Manager:
         self._on_message: Callable[[ManagerMessage], None] | None = None
         self._on_lost: Callable[[str], None] | None = None
         self._leases = self._versions = 0
+        self.sources: list[str] = []
+        """What to answer who asks for a source; then the origin."""
 
     async def connect(self, on_message: Callable[[ManagerMessage], None], on_lost: Callable[[str], None]) -> None:
         if self._on_message is not None:
@@ -75,6 +80,14 @@ class Manager:
 
     def send(self, message: WorkerMessage) -> None:
         self._heard.put_nowait(message)
+        if isinstance(message, SourceAsked):
+            source = self.sources.pop(0) if self.sources else ""
+            named = SourceNamed(epoch=1, variant=message.variant, source=source)
+            asyncio.get_running_loop().call_soon(self._answer, named)
+
+    def _answer(self, message: ManagerMessage) -> None:
+        if self._on_message is not None:
+            self._on_message(message)
 
     def close(self) -> None:
         pass
@@ -263,6 +276,17 @@ async def files_are_staged_and_parked_before_a_load(manager: Manager, agent: Age
     assert [resident.context for resident in joined.residents] == [wanted]
 
 
+async def a_peer_that_can_not_be_reached_leaves_the_origin(manager: Manager, agent: AgentLoop, folder: Path) -> None:
+    manager.sources = ["w-far"]
+    manager.wish(("cpu", context(folder), "live"))
+    failed = await manager.hear(CopyFailed)
+    assert (failed.variant, failed.source) == ("v", "w-far")
+    assert "can't be fetched from w-far" in failed.reason
+    await manager.hear(SourceAsked)
+    assert (await manager.hear(Kept)).copy.level == "staged"
+    assert (await manager.hear_resident("live")).origin == "parked"
+
+
 async def a_replica_that_died_comes_back_without_a_wait(manager: Manager, agent: AgentLoop, folder: Path) -> None:
     manager.wish(("cpu", context(folder), "live"))
     manager.say(DefineJob(job="job-1", variant="v", operation=Operation(kind="echo")))
@@ -368,6 +392,7 @@ SCENARIOS: dict[str, Callable[[Manager, AgentLoop, Path], Awaitable[None]]] = {
         the_end_of_an_orphaned_replica_is_known,
         a_replica_without_its_socket_is_ended_for_that,
         files_are_staged_and_parked_before_a_load,
+        a_peer_that_can_not_be_reached_leaves_the_origin,
         a_replica_that_died_comes_back_without_a_wait,
         parked_memory_is_let_go_and_files_unstaged,
         files_in_use_are_unstaged_later,

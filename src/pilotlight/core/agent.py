@@ -115,7 +115,7 @@ class Agent:
         return self._out
 
     def _resided(
-        self, event: ev.ReplicaSlept | ev.ReplicaProgressed | ev.CopyMade | ev.CopyFailed | ev.CopyGone
+        self, event: ev.ReplicaSlept | ev.ReplicaProgressed | ev.SourceNamed | ev.CopyMade | ev.CopyFailed | ev.CopyGone
     ) -> None:
         """What only concerns what is held, and how near."""
         match event:
@@ -126,12 +126,15 @@ class Agent:
             case ev.ReplicaSlept(replica_id, memory_bytes):
                 if replica_id in self.replicas:
                     self.residences.slept(self.replicas[replica_id], memory_bytes)
+            case ev.SourceNamed(epoch, variant_id, source):
+                if epoch >= self.epoch and self.drain_until_s is None:
+                    self.residences.files.source_named(variant_id, source)
             case ev.CopyMade(variant_id, level, size, took_s):
-                self.residences.copy_made(variant_id, level, size, took_s)
-            case ev.CopyFailed(variant_id, level, _):
-                self.residences.copy_failed(variant_id, level)
+                self.residences.files.made(variant_id, level, size, took_s)
+            case ev.CopyFailed(variant_id, level, reason):
+                self.residences.files.failed(variant_id, level, reason)
             case ev.CopyGone(variant_id, level):
-                self.residences.copy_gone(variant_id, level)
+                self.residences.files.gone(variant_id, level)
         self._settle()
 
     # --- the manager's side
@@ -144,6 +147,8 @@ class Agent:
         self.orphaned_until_s = None
         if self.drain_until_s is not None:  # it may never have heard
             self._out.append(SendLeaving(max(0.0, self.drain_until_s - self._now), self.drain_reason))
+        else:
+            self.residences.files.ask_again()
 
     def _manager_lost(self) -> None:
         for lease in list(self.leases.values()):

@@ -85,6 +85,16 @@ class EndJob:
 
 
 @dataclass(frozen=True, slots=True)
+class NameSource:
+    """Tell a worker from where to stage a variant's files: from this worker, or from the origin (""). Ends in
+    `CopyReported` or `CopyFailedAt`."""
+
+    worker_id: WorkerId
+    variant_id: VariantId
+    source: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
 class DropWorker:
     """Close the connection of a worker that was silent too long; if it lives, it joins again."""
 
@@ -106,8 +116,9 @@ class Note:
 
 
 ManagerDecision = (
-    SendWants | GrantRows | RevokeRows | ReadRows | WriteFailure | RecordAttempts | EndJob | DropWorker | Note
-)
+    SendWants | GrantRows | RevokeRows | ReadRows | WriteFailure | RecordAttempts | EndJob | NameSource | DropWorker
+    | Note
+)  # fmt: skip
 
 
 # --- the worker's ---------------------------------------------------------------------------------------------
@@ -147,12 +158,20 @@ class WakeReplica:
 
 
 @dataclass(frozen=True, slots=True)
+class AskSource:
+    """Ask the manager from where to stage a variant's files. Answered by `SourceNamed`, when it is our turn."""
+
+    variant_id: VariantId
+
+
+@dataclass(frozen=True, slots=True)
 class MakeCopy:
     """Stage a variant's files on the machine's disk, or park its weights in memory. Ends in `CopyMade` or
-    `CopyFailed`."""
+    `CopyFailed`. `source`: the worker to fetch files from; "": the origin, or the disk where they are on it already."""
 
     variant_id: VariantId
     level: Level
+    source: WorkerId = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +225,17 @@ class SendCopy:
 
 
 @dataclass(frozen=True, slots=True)
+class SendCopyFailed:
+    """Report that a variant's files were not staged from the source that the manager named: it has a place for
+    another."""
+
+    variant_id: VariantId
+    level: Level
+    source: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SendStopped:
     """Report a replica that ended as we wished."""
 
@@ -255,6 +285,7 @@ class Exit:
 
 
 AgentDecision = (
-    StartReplica | StopReplica | SleepReplica | WakeReplica | MakeCopy | DropCopy | FeedRows | DropRows | SendReturned
-    | SendResident | SendCopy | SendStopped | SendDied | SendLoadFailed | SendLeaving | Exit
+    StartReplica | StopReplica | SleepReplica | WakeReplica | AskSource | MakeCopy | DropCopy | FeedRows | DropRows
+    | SendReturned | SendResident | SendCopy | SendCopyFailed | SendStopped | SendDied | SendLoadFailed | SendLeaving
+    | Exit
 )  # fmt: skip

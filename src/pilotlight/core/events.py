@@ -46,7 +46,8 @@ class CopyFact:
 class WorkerJoined:
     """A worker's connection opened. Whatever was believed of a worker of that name before is void.
 
-    variants: those of its inventory and copies. memory_bytes: of its host, for parked copies.
+    variants: those of its inventory and copies. memory_bytes: of its host, for parked copies. serves_files: workers on
+    other hosts can fetch from it what it has staged.
     """
 
     worker_id: WorkerId
@@ -57,6 +58,7 @@ class WorkerJoined:
     copies: tuple[CopyFact, ...] = ()
     variants: tuple[Variant, ...] = ()
     memory_bytes: int = 0
+    serves_files: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,25 @@ class CopyReported:
 
     worker_id: WorkerId
     fact: CopyFact
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAsked:
+    """A worker wants to know from where to stage a variant's files. Asking again changes nothing. Answered, when it is
+    its turn, by `NameSource`."""
+
+    worker_id: WorkerId
+    variant_id: VariantId
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFailedAt:
+    """A worker could not stage a variant's files from this source, another worker or the origin (""), or does not want
+    them any more. A failure to park is its own business."""
+
+    worker_id: WorkerId
+    variant_id: VariantId
+    source: WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +253,8 @@ class Tick:
 
 ManagerEvent = (
     WorkerJoined | WorkerLost | PilotEnded | WorkerLeaving | WorkerHeard | ReplicaReported | CopyReported
-    | ReplicaStopped | ReplicaDied | LoadFailed | JobSubmitted | VariantPinned | VariantEvicted | RowsRead | RowsWritten
-    | RowsReturned | JobCancelled | JobBroken | Tick
+    | SourceAsked | CopyFailedAt | ReplicaStopped | ReplicaDied | LoadFailed | JobSubmitted | VariantPinned
+    | VariantEvicted | RowsRead | RowsWritten | RowsReturned | JobCancelled | JobBroken | Tick
 )  # fmt: skip
 
 
@@ -314,6 +335,15 @@ class ReplicaProgressed:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceNamed:
+    """The manager's answer to `AskSource`: stage from this worker, or from the origin ("")."""
+
+    epoch: int
+    variant_id: VariantId
+    source: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
 class CopyMade:
     """A copy of a variant's files is there: parked in our memory, or staged on the machine's disk."""
 
@@ -325,7 +355,8 @@ class CopyMade:
 
 @dataclass(frozen=True, slots=True)
 class CopyFailed:
-    """A copy could not be made (no room, unreadable files); replicas are built from the next nearest place."""
+    """A copy could not be made (no room, unreadable files, a peer that is gone). After another worker another source is
+    asked for; after the origin replicas are built from the next nearest place."""
 
     variant_id: VariantId
     level: Level
@@ -392,6 +423,6 @@ class DrainAsked:
 
 AgentEvent = (
     WantsChanged | JobDefined | LeaseGranted | LeaseRevoked | JobForgotten | ReplicaLive | ReplicaSlept
-    | ReplicaProgressed | ReplicaFailed | ReplicaExited | CopyMade | CopyFailed | CopyGone | RowsFinished | ManagerLost
-    | ManagerFound | DrainAsked | Tick
+    | ReplicaProgressed | ReplicaFailed | ReplicaExited | SourceNamed | CopyMade | CopyFailed | CopyGone | RowsFinished
+    | ManagerLost | ManagerFound | DrainAsked | Tick
 )  # fmt: skip

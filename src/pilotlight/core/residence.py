@@ -2,7 +2,8 @@
 
 The half of the worker's machine (`agent`) that starts, stops, puts to sleep and wakes replicas, and stages and parks
 the files that they are built from, within the memory there is. It knows replicas' rows only by whether there are any.
-A copy is asked for before a replica is started, so that all replicas of a variant share one read of its files.
+A copy is asked for before a replica is started, so that all replicas of a variant share one read of its files; how a
+copy comes to be is in `files`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from dataclasses import dataclass, field
 from pilotlight.core.decisions import (
     AgentDecision,
     DropCopy,
-    MakeCopy,
-    SendCopy,
     SendLoadFailed,
     SendResident,
     SleepReplica,
@@ -24,14 +23,13 @@ from pilotlight.core.decisions import (
     WakeReplica,
 )
 from pilotlight.core.errors import Crowded, NoRoom
+from pilotlight.core.files import LOAD_S_MAX, CopyHeld, Files
 from pilotlight.core.model import Device, DeviceId, LeaseId, ReplicaId, Variant, VariantId
 from pilotlight.core.ranges import IndexSet
 from pilotlight.core.transitions import REPLICA, Level, ReplicaState, step
 
 STOP_GRACE_S = 3.0
 RESTART_S_MAX = 5.0
-LOAD_S_MAX = 1800.0
-"""A load that takes longer hangs, and so does a copy."""
 SLEEP_S_MAX = 120.0
 """Falling asleep or waking is a copy between memories; what takes longer hangs."""
 MEASURES_MAX = 256
@@ -93,23 +91,14 @@ class Slot:
     restart_at_s: float = 0.0
 
 
-@dataclass(slots=True)
-class CopyHeld:
-    """A copy of a variant's files: `making` until it is there or `failed`, `dropping` until it is gone."""
-
-    state: str = "making"
-    bytes: int = 0
-    took_s: float = 0.0
-    until_s: float = math.inf
-
-
 class Residences:
     """All that one worker holds. `begin` opens each step of the machine that owns it."""
 
     def __init__(self, worker_id: str, devices: Iterable[Device], memory_bytes: int) -> None:
         self.slots = {device.device_id: Slot(device) for device in devices}
         self.replicas: dict[ReplicaId, Held] = {}
-        self.copies: dict[tuple[VariantId, Level], CopyHeld] = {}
+        self.files = Files()
+        self.copies = self.files.copies
         self.park_wants: tuple[Variant, ...] = ()
         self.measured_bytes: dict[VariantId, int] = {}
         """What live replicas of a variant held last."""
@@ -123,6 +112,7 @@ class Residences:
         """A step begins: the list that its decisions go to."""
         self._out = out
         self._now = now
+        self.files.begin(out, now)
 
     # --- what the manager wants
 
@@ -153,6 +143,7 @@ class Residences:
         for variant in self.park_wants:
             if self._copy(variant, Level.STAGED) and not self._sleeps(variant.variant_id):
                 self._copy(variant, Level.PARKED)
+        self.files.wait_for(self._wanted())
         self._drop_copies()
 
     def _on(self, slot: Slot) -> dict[VariantId, Held]:
@@ -305,9 +296,7 @@ class Residences:
                 self.kill(replica, f"it hung: no progress for {silent_s:.0f} s (request_timeout_s)")
             elif replica.kill_at_s is not None and self._now >= replica.kill_at_s:
                 self.kill(replica, "it hung while falling asleep or waking" if replica.changing else "")
-        for (variant_id, level), copy in list(self.copies.items()):
-            if copy.state == "making" and self._now >= copy.until_s:
-                self.copy_failed(variant_id, level)
+        self.files.tick()
 
     # --- copies of files
 
@@ -331,8 +320,7 @@ class Residences:
         copy = self.copies.get((variant.variant_id, level))
         if copy is not None:
             return copy.state in {"made", "failed"}
-        self.copies[variant.variant_id, level] = CopyHeld(until_s=self._now + LOAD_S_MAX)
-        self._out.append(MakeCopy(variant.variant_id, level))
+        self.files.begin_copy(variant.variant_id, level)
         return False
 
     def _may_keep(self, variant: Variant) -> bool:
@@ -406,22 +394,6 @@ class Residences:
         parked.state = "dropping"
         self._out.append(DropCopy(variant_id))
 
-    def copy_made(self, variant_id: VariantId, level: Level, size: int, took_s: float) -> None:
-        """A copy is there."""
-        self.copies[variant_id, level] = CopyHeld("made", size, took_s)
-        self._out.append(SendCopy(variant_id, level, size, took_s))
-
-    def copy_failed(self, variant_id: VariantId, level: Level) -> None:
-        """A copy can't be made; it is not tried again before new wants come."""
-        copy = self.copies.get((variant_id, level))
-        if copy is not None:
-            copy.state, copy.until_s = "failed", math.inf
-
-    def copy_gone(self, variant_id: VariantId, level: Level) -> None:
-        """A copy is no longer there."""
-        if self.copies.pop((variant_id, level), None) is not None:
-            self._out.append(SendCopy(variant_id, level, 0))
-
     # --- what must hold
 
     def check(self) -> None:
@@ -436,6 +408,4 @@ class Residences:
             assert not (idle and replica.rows), f"{replica.replica_id} is {replica.state.value} and has rows"
             assert not replica.changing or replica.kill_at_s is not None, f"{replica.replica_id} may change for ever"
             assert replica.timeout_s.keys() == replica.rows.keys(), f"{replica.replica_id} forgot a deadline"
-        for (variant_id, level), copy in self.copies.items():
-            assert copy.state != "making" or copy.until_s < math.inf, f"{level} of {variant_id} may take for ever"
-            assert copy.state != "dropping" or level is Level.PARKED
+        self.files.check()

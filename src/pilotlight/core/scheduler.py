@@ -16,6 +16,7 @@ from pilotlight.core.decisions import (
     ManagerDecision,
     Note,
 )
+from pilotlight.core.fetches import Fetches
 from pilotlight.core.model import Copy, DeviceBelief, Job, Lease, Replica, Worker
 from pilotlight.core.policy import retry, sharing
 from pilotlight.core.ranges import span_count
@@ -47,6 +48,7 @@ class Scheduler:
         self.state = State(epoch=self.options.epoch)
         self._allocation = Allocation(self.state, self.options)
         self._blame = Blame(self.state, self.options.workers_expected)
+        self._fetches = Fetches()
         self._out: list[ManagerDecision] = []
         self._now = 0.0
         self._forget_at_s = FORGET_S
@@ -57,6 +59,7 @@ class Scheduler:
         self._now = now
         self._out = self._allocation.begin(now)
         self._blame.begin(self._out, now)
+        self._fetches.begin(self._out, now)
         match event:
             case ev.RowsWritten():
                 self._rows_written(event)
@@ -90,6 +93,10 @@ class Scheduler:
                 self._job_broken(event)
             case ev.CopyReported() | ev.VariantPinned() | ev.VariantEvicted():
                 self._residence(event)
+            case ev.SourceAsked(worker_id, variant_id):
+                self._fetches.asked(worker_id, variant_id)
+            case ev.CopyFailedAt(worker_id, variant_id, source):
+                self._fetches.failed(worker_id, variant_id, source)
             case ev.Tick():
                 self._tick()
         return self._out
@@ -178,7 +185,8 @@ class Scheduler:
             self.state.used_at_s.setdefault(variant.variant_id, self._now)
         for fact in event.inventory:
             self._measured(fact)
-        self.state.workers[event.worker_id] = worker_from(event, self._now, self.options.silence_s)
+        worker = self.state.workers[event.worker_id] = worker_from(event, self._now, self.options.silence_s)
+        self._fetches.joined(worker.worker_id, worker.host, worker.staged, serves=event.serves_files)
         self._note("info", f"{event.worker_id} joined with {_devices_text(event)}", event.worker_id)
         self._allocation.place(force=event.worker_id)
         self._allocation.top_up_all()
@@ -211,6 +219,7 @@ class Scheduler:
                 self.state.void(lease)
         worker.state = step(WORKER, worker.state, WorkerState.LOST)
         del self.state.workers[worker.worker_id]
+        self._fetches.lost(worker.worker_id)
 
     def _suspect_again(self, lease: Lease) -> None:
         """A group that was to run alone stays together: losing its worker taught nothing about it."""
@@ -226,6 +235,7 @@ class Scheduler:
         if worker is None or worker.state is not WorkerState.LIVE:
             return
         worker.state = step(WORKER, worker.state, WorkerState.DRAINING)
+        self._fetches.leaving(worker.worker_id)
         self._note("info", f"{event.worker_id} drains ({event.reason})", event.worker_id)
         self._allocation.top_up_all()
 
@@ -298,6 +308,8 @@ class Scheduler:
                     copies[fact.variant_id] = Copy(fact.bytes, self._now, fact.took_s)
                 else:
                     copies.pop(fact.variant_id, None)
+                if fact.level is Level.STAGED:
+                    (self._fetches.made if fact.bytes else self._fetches.gone)(worker_id, fact.variant_id)
                 return
             case ev.VariantPinned(variant, on):
                 variant_id = variant.variant_id
@@ -396,6 +408,7 @@ class Scheduler:
     # --- time
 
     def _tick(self) -> None:
+        self._fetches.tick()
         for worker in list(self.state.workers.values()):
             if worker.deadline_s <= self._now:
                 reason = f"silent for {self.options.silence_s:.0f} s"
@@ -410,6 +423,13 @@ class Scheduler:
         if self._now >= self._forget_at_s:
             self._forget_at_s = self._now + FORGET_S
             self.state.forget_variants(self._now - max(FORGET_S, self.options.keep_alive_s))
+
+    # --- what must hold
+
+    def check(self) -> None:
+        """Assert every invariant. For tests and simulations, as `State.check` is."""
+        self.state.check()
+        self._fetches.check(self.state.workers)
 
     # --- words for people
 

@@ -141,7 +141,7 @@ class EventLog:
         match event:
             case ev.RowsWritten():
                 self._rows_written(event, decisions, now)
-            case ev.Tick() | ev.WorkerHeard() if not decisions:
+            case ev.Tick() | ev.WorkerHeard() | ev.SourceAsked() if not decisions:
                 pass
             case ev.ReplicaReported() if not decisions and self._is_known(event):
                 pass

@@ -36,6 +36,7 @@ def joined(join: Join, contexts: dict[str, Context]) -> ev.WorkerJoined:
         tuple(copy_fact(copy) for copy in copies),
         tuple(variant_of(variant_id, contexts[variant_id]) for variant_id in variants),
         join.memory_bytes,
+        join.serves_files,
     )
 
 

@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from itertools import compress
+from itertools import accumulate, compress
 from typing import Any
 
 import msgspec
@@ -25,6 +25,8 @@ from pilotlight.wire import Chunk, Context, JobRequest, ResultChunk, Span, diges
 
 READ_BYTES_MAX = 64 << 20
 """About how much one read of files takes in, unless a block of rows is more."""
+GRANT_BYTES_MAX = 64 << 20
+"""Rows of one grant: long ones go in several, so that no message grows out of all bounds."""
 HELD_BYTES_MAX = 256 << 20
 """With so many bytes of unfinished rows at hand, files are not read on."""
 _ROWS_MIN = 4096
@@ -217,3 +219,10 @@ def only(chunk: ResultChunk, spans: list[Span]) -> ResultChunk:
         counters,
         tallies,
     )
+
+
+def split(chunks: list[Chunk]) -> tuple[list[Chunk], tuple[Span, ...]]:
+    """As many chunks as one grant may hold, one at least, and the spans of the others."""
+    sizes = accumulate(len(chunk.blob) for chunk in chunks)
+    fit = max(1, sum(size <= GRANT_BYTES_MAX for size in sizes))
+    return chunks[:fit], tuple((chunk.start, chunk.stop) for chunk in chunks[fit:])

@@ -12,7 +12,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import accumulate
 from typing import Protocol
 
 from pilotlight.core import decisions as do
@@ -25,12 +24,13 @@ from pilotlight.core.transitions import JobState, Level
 from pilotlight.io import rows as row_codec
 from pilotlight.manager import facts
 from pilotlight.manager.early import EarlyRows
-from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, only
+from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, only, split
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.ledger import Ledger
 from pilotlight.messages import (
     Ack,
     Beat,
+    CopyFailed,
     DefineJob,
     Died,
     Drain,
@@ -46,6 +46,8 @@ from pilotlight.messages import (
     Returned,
     Revoke,
     Rows,
+    SourceAsked,
+    SourceNamed,
     Stopped,
     Want,
     Wants,
@@ -53,13 +55,11 @@ from pilotlight.messages import (
     WorkerMessage,
 )
 from pilotlight.ports import ManagerLink
-from pilotlight.wire import VERSION, Chunk, Context, ResultChunk
+from pilotlight.wire import VERSION, Context, ResultChunk
 
 TICK_S = 0.1
 SYNC_S = 0.5
 ACK_S = 0.02
-GRANT_BYTES_MAX = 64 << 20
-"""Rows of one grant: long ones go in several, so that no message grows out of all bounds."""
 FORGET_S = 60.0
 """How often contexts are dropped that the scheduler has forgotten."""
 
@@ -205,6 +205,8 @@ class Manager:
                 ]
                 message = Wants(epoch=self.epoch, version=decision.version, wants=wants)
                 self._link.send(decision.worker_id, message)
+            case do.NameSource(worker_id, variant_id, source):
+                self._link.send(worker_id, SourceNamed(epoch=self.epoch, variant=variant_id, source=source))
             case do.WriteFailure():
                 self._write_failure(decision)
             case do.RecordAttempts(job_id, attempts):
@@ -243,7 +245,7 @@ class Manager:
             self._link.send(grant.worker_id, define)
         chunks = job.store.get(grant.spans)
         if not grant.isolated:
-            chunks, held_back = _split(chunks)
+            chunks, held_back = split(chunks)
             if held_back:  # as if the worker had given them back: the next grant takes them
                 self.put(ev.RowsReturned(grant.worker_id, grant.lease_id, held_back))
         message = Grant(
@@ -382,6 +384,10 @@ class Manager:
                 self.put(ev.ReplicaReported(worker_id, facts.replica_fact(resident)))
             case Kept(copy=copy):
                 self.put(ev.CopyReported(worker_id, facts.copy_fact(copy)))
+            case SourceAsked(variant=variant_id):
+                self.put(ev.SourceAsked(worker_id, variant_id))
+            case CopyFailed(variant=variant_id, source=source):
+                self.put(ev.CopyFailedAt(worker_id, variant_id, source))
             case Returned(lease=lease, spans=spans):
                 self.put(ev.RowsReturned(worker_id, lease, tuple(spans)))
             case Died():
@@ -487,10 +493,3 @@ class Manager:
         task = self._syncs.get(job_id)
         if task is not None:
             await asyncio.gather(task, return_exceptions=True)
-
-
-def _split(chunks: list[Chunk]) -> tuple[list[Chunk], tuple[Span, ...]]:
-    """As many chunks as one grant may hold, one at least, and the spans of the others."""
-    sizes = accumulate(len(chunk.blob) for chunk in chunks)
-    fit = max(1, sum(size <= GRANT_BYTES_MAX for size in sizes))
-    return chunks[:fit], tuple((chunk.start, chunk.stop) for chunk in chunks[fit:])

@@ -45,11 +45,17 @@ class Copies:
 
     # --- wishes
 
-    def make(self, variant_id: str, level: Level, model: str) -> None:
-        """Stage or park what is in the folder `model`. Ends in `CopyMade` or `CopyFailed`."""
+    def make(self, variant_id: str, level: Level, model: str, source: str = "") -> None:
+        """Stage or park what is in the folder `model`, or on the machine of the worker `source`. Ends in `CopyMade` or
+        `CopyFailed`."""
         self._unwanted.discard(variant_id)
-        work = self._stage if level is Level.STAGED else self._park
-        self._run(self._made(variant_id, level, work(variant_id, Path(model))))
+        if source:
+            work = self._fetch(source)
+        elif level is Level.STAGED:
+            work = self._stage(variant_id, Path(model))
+        else:
+            work = self._park(variant_id, Path(model))
+        self._run(self._made(variant_id, level, work))
 
     def unpark(self, variant_id: str) -> None:
         """Let go of a parked copy as soon as no replica is being built from it. Ends in `CopyGone`."""
@@ -141,6 +147,9 @@ class Copies:
     def _failed(self, variant_id: str, level: Level, reason: str) -> None:
         log.say(f"{variant_id} is not {level.value}: {reason}")
         self._tell(ev.CopyFailed(variant_id, level, reason))
+
+    async def _fetch(self, source: str) -> int:
+        raise CopyError(f"files can't be fetched from {source} yet: only what this machine can read is copied")
 
     async def _stage(self, variant_id: str, model: Path) -> int:
         staged = await _in_thread(self._cache.make, variant_id, model)

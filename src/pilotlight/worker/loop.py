@@ -28,6 +28,7 @@ from pilotlight.messages import (
     Ack,
     Beat,
     Copy,
+    CopyFailed,
     DefineJob,
     Died,
     Drain,
@@ -43,6 +44,8 @@ from pilotlight.messages import (
     Returned,
     Revoke,
     Rows,
+    SourceAsked,
+    SourceNamed,
     Stopped,
     Unstage,
     Wants,
@@ -209,6 +212,8 @@ class AgentLoop:
                 self._loads.wish([(d, v.variant_id) for d, v, level in wants if level is Level.LIVE], time.monotonic())
                 self._handle(ev.WantsChanged(message.epoch, message.version, wants))
                 self._forget_contexts()
+            case SourceNamed():
+                self._handle(ev.SourceNamed(message.epoch, message.variant, message.source))
             case ForgetJob():
                 self._handle(ev.JobForgotten(message.job))
                 self._forget(message.job)
@@ -341,18 +346,31 @@ class AgentLoop:
                 case _:
                     self._reside(decision)
 
-    def _reside(self, decision: do.SleepReplica | do.WakeReplica | do.MakeCopy | do.DropCopy | do.SendCopy) -> None:
+    def _reside(
+        self,
+        decision: do.SleepReplica
+        | do.WakeReplica
+        | do.AskSource
+        | do.MakeCopy
+        | do.DropCopy
+        | do.SendCopy
+        | do.SendCopyFailed,
+    ) -> None:
         """What changes how near a variant is, beside starting and ending replicas."""
         match decision:
+            case do.AskSource(variant_id):
+                self._link.send(SourceAsked(variant=variant_id))
+            case do.SendCopyFailed(variant_id, _, source, reason):
+                self._link.send(CopyFailed(variant=variant_id, source=source, reason=reason))
             case do.SleepReplica():
                 self._servers.sleep(decision.replica_id)
             case do.WakeReplica():
                 self._loads.wake(decision.replica_id, time.monotonic())
                 self._servers.wake(decision.replica_id)
-            case do.MakeCopy(variant_id, level):
+            case do.MakeCopy(variant_id, level, source):
                 self._loads.copying(variant_id, level, time.monotonic())
                 context = self._contexts[variant_id]
-                self._copies.make(variant_id, level, context.model_path or "")
+                self._copies.make(variant_id, level, context.model_path or "", source)
                 if any(v.variant_id == variant_id for slot in self._agent.slots.values() for v in slot.wants):
                     self._servers.prepare(context.runtime)  # while the files are copied
             case do.DropCopy():

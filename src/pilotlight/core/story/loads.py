@@ -84,7 +84,8 @@ def change_text(scene: Scene, event: ev.CopyReported) -> str:
     if not fact.bytes:
         return f"the copy of {name} {where} is gone"
     took = f" after {duration_text(fact.took_s)}" if fact.took_s else ""
-    return f"a copy of {name} ({bytes_text(fact.bytes)}) is {where}{took}"
+    source = scene.sources.get((event.worker_id, fact.variant_id)) if fact.level is Level.STAGED else ""
+    return f"a copy of {name} ({bytes_text(fact.bytes)}) is {where}{took}{f', from {source}' if source else ''}"
 
 
 def wants_text(scene: Scene, wants: list[Want]) -> str:

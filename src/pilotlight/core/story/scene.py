@@ -126,6 +126,8 @@ class Scene:
         """Variant -> what people call it."""
         self.proved: set[str] = set()
         """Variants that had a result."""
+        self.sources: dict[tuple[str, str], str] = {}
+        """By worker and variant, which other worker it was last told to stage the files from; "" is their origin."""
         self._whys: dict[tuple[int, str], str] = {}
         """Why a worker was told what to hold, by step and worker."""
         self._residents: dict[tuple[str, str, str], tuple[str, str]] = {}
@@ -167,6 +169,8 @@ class Scene:
                 case do.SendWants():
                     wants.append(self._want(decision))
                     self._whys[step.n, decision.worker_id] = decision.why
+                case do.NameSource(worker_id, variant_id, source):
+                    self.sources[worker_id, variant_id] = source
                 case do.RecordAttempts():
                     charges += self._charge(decision)
                 case do.EndJob(job_id):

@@ -77,6 +77,8 @@ class WorkerTeller:
                     self._say(moment, text)
             case ev.CopyReported(self._worker_id, fact) if not self._device_id:
                 self._say(moment, change_text(self._scene, event))
+            case ev.CopyFailedAt(self._worker_id, variant_id, source) if source and not self._device_id:
+                self._say(moment, f"could not fetch {self._scene.name_of(variant_id)} from {source}")
             case ev.ReplicaStopped(self._worker_id, device_id, variant_id) if self._is_here(device_id):
                 self._say(moment, f"ended its replica of {self._scene.name_of(variant_id)} on {device_id}, as asked")
             case ev.LoadFailed(worker_id=self._worker_id) if self._is_here(event.device_id):

@@ -1,0 +1,324 @@
+"""Who fetches which variant's files from where, and who waits for its turn: the manager's belief about staging.
+
+Part of the manager's machine: `scheduler` hands it what happened, it names sources (`policy/sources`). Workers of one
+host share that machine's files, so at most one of them is in the queue or fetches; the others wait for it and then find
+the files on their disk. Every fetch has a deadline, and whoever waits does so for a fetch. An event costs the same,
+however many workers there are.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+from pilotlight.core.decisions import ManagerDecision, NameSource
+from pilotlight.core.model import VariantId, Worker, WorkerId
+from pilotlight.core.policy.sources import FAILURES_MAX, FAN_OUT, ORIGIN_READERS, choose
+
+FETCH_S_MAX = 1900.0
+"""Without a word of it, a fetch counts as over after so long. A worker gives up sooner (`files.LOAD_S_MAX`)."""
+LOOK_AHEAD = 8
+"""So many of a queue may be passed over whom the free sources have failed."""
+
+Ids = dict[WorkerId, None]
+"""A set that keeps its order: what is decided must not depend on how strings hash."""
+
+
+@dataclass(slots=True)
+class Fetch:
+    """A worker that was named a source. `slot`: whose place it takes, "" for the origin's; None: its source is lost."""
+
+    worker_id: WorkerId
+    variant_id: VariantId
+    source: WorkerId
+    until_s: float
+    slot: WorkerId | None
+
+
+@dataclass(slots=True)
+class Member:
+    """A worker, and the variants whose files it has, wants or failed to get."""
+
+    host: str
+    serves: bool
+    leaving: bool = False
+    variants: dict[VariantId, None] = field(default_factory=dict[VariantId, None])
+
+
+def _groups() -> tuple[OrderedDict[WorkerId, None], ...]:
+    return tuple(OrderedDict() for _ in range(FAN_OUT))
+
+
+@dataclass(slots=True)
+class Spread:
+    """How far the files of one variant have come."""
+
+    here: dict[str, Ids] = field(default_factory=dict[str, Ids])
+    """By host, the workers that have them staged."""
+    askers: dict[str, Ids] = field(default_factory=dict[str, Ids])
+    """By host, the workers that want them; the first is in the queue or fetches, the others wait for it."""
+    queue: OrderedDict[WorkerId, None] = field(default_factory=OrderedDict[WorkerId, None])
+    holders: Ids = field(default_factory=Ids)
+    """Workers that serve them to others."""
+    free: tuple[OrderedDict[WorkerId, None], ...] = field(default_factory=_groups)
+    """Holders by how many uploads they serve, longest unchanged first; those with `FAN_OUT` are in none."""
+    uploads: dict[WorkerId, Ids] = field(default_factory=dict[WorkerId, Ids])
+    """By source, the origin ("") among them, who fetches from it."""
+    failed: dict[WorkerId, Ids] = field(default_factory=dict[WorkerId, Ids])
+    """By worker, the peers that failed it."""
+    failures: dict[WorkerId, int] = field(default_factory=dict[WorkerId, int])
+    """By holder, how many fetches from it failed since one did not."""
+
+
+class Fetches:
+    """Names sources. `begin` opens each step of the scheduler that owns it."""
+
+    def __init__(self) -> None:
+        self._members: dict[WorkerId, Member] = {}
+        self._spreads: dict[VariantId, Spread] = {}
+        self._fetches: OrderedDict[tuple[VariantId, WorkerId], Fetch] = OrderedDict()
+        """Those whose deadline is next come first."""
+        self._out: list[ManagerDecision] = []
+        self._now = 0.0
+        self._ticked_s = 0.0
+
+    def begin(self, out: list[ManagerDecision], now: float) -> None:
+        """A step begins: the list that its decisions go to."""
+        self._out = out
+        self._now = now
+
+    # --- workers
+
+    def joined(self, worker_id: WorkerId, host: str, staged: Iterable[VariantId], *, serves: bool) -> None:
+        """A worker is there, with what it has staged; what was known of it before is void."""
+        self.lost(worker_id)
+        self._members[worker_id] = Member(host, serves)
+        for variant_id in staged:
+            self.made(worker_id, variant_id)
+
+    def lost(self, worker_id: WorkerId) -> None:
+        """A worker is gone. Who fetched from it will say that this failed."""
+        member = self._members.get(worker_id)
+        if member is None:
+            return
+        for variant_id in list(member.variants):
+            spread = self._spreads[variant_id]
+            self._withdraw(variant_id, worker_id)
+            self._not_here(spread, member.host, worker_id)
+            for asker in spread.uploads.pop(worker_id, ()):
+                self._fetches[variant_id, asker].slot = None
+            spread.failed.pop(worker_id, None)
+            self._serve(variant_id)
+            self._tidy(variant_id, worker_id)
+        del self._members[worker_id]
+
+    def leaving(self, worker_id: WorkerId) -> None:
+        """A worker drains: it is named to nobody, and starts nothing."""
+        member = self._members[worker_id]
+        member.leaving = True
+        for variant_id in list(member.variants):
+            self._serves_not(self._spreads[variant_id], worker_id)
+            if (variant_id, worker_id) not in self._fetches:
+                self._withdraw(variant_id, worker_id)
+            self._serve(variant_id)
+            self._tidy(variant_id, worker_id)
+
+    # --- files
+
+    def asked(self, worker_id: WorkerId, variant_id: VariantId) -> None:
+        """A worker wants a variant's files."""
+        member = self._members.get(worker_id)
+        if member is None or member.leaving:
+            return
+        spread = self._spreads.setdefault(variant_id, Spread())
+        member.variants[variant_id] = None
+        fetch = self._fetches.get((variant_id, worker_id))
+        if fetch is not None and fetch.slot is not None:
+            self._out.append(NameSource(worker_id, variant_id, fetch.source))
+            return
+        if fetch is not None:
+            self._withdraw(variant_id, worker_id)
+        if member.host in spread.here:
+            self._out.append(NameSource(worker_id, variant_id, ""))
+        else:
+            spread.askers.setdefault(member.host, {})[worker_id] = None
+            self._queue_first(variant_id, member.host)
+            if worker_id in spread.queue and worker_id in spread.failed:  # it has waited for its turn once
+                spread.queue.move_to_end(worker_id, last=False)
+        self._serve(variant_id)
+        self._tidy(variant_id, worker_id)
+
+    def made(self, worker_id: WorkerId, variant_id: VariantId) -> None:
+        """A worker has a variant's files staged: others of its host find them, and peers may fetch them."""
+        member = self._members[worker_id]
+        member.variants[variant_id] = None
+        spread = self._spreads.setdefault(variant_id, Spread())
+        fetch = self._withdraw(variant_id, worker_id)
+        if fetch is not None:
+            spread.failures.pop(fetch.source, None)
+        spread.failed.pop(worker_id, None)
+        spread.here.setdefault(member.host, {})[worker_id] = None
+        if member.serves and not member.leaving:
+            spread.holders[worker_id] = None
+            spread.failures.pop(worker_id, None)
+            self._regroup(spread, worker_id)
+        for waiting in list(spread.askers.get(member.host, ())):
+            if (variant_id, waiting) not in self._fetches:
+                self._withdraw(variant_id, waiting, promote=False)
+                self._out.append(NameSource(waiting, variant_id, ""))
+                self._tidy(variant_id, waiting)
+        self._serve(variant_id)
+
+    def gone(self, worker_id: WorkerId, variant_id: VariantId) -> None:
+        """A worker has a variant's files no more."""
+        spread = self._spreads.get(variant_id)
+        if spread is not None:
+            self._not_here(spread, self._members[worker_id].host, worker_id)
+            self._tidy(variant_id, worker_id)
+
+    def failed(self, worker_id: WorkerId, variant_id: VariantId, source: WorkerId) -> None:
+        """A worker could not stage a variant's files from a peer, or from the origin (""), or wants them no more."""
+        spread = self._spreads.get(variant_id)
+        if spread is None or worker_id not in self._members:
+            return
+        self._withdraw(variant_id, worker_id)
+        if not source:
+            spread.failed.pop(worker_id, None)
+        else:
+            self._members[worker_id].variants[variant_id] = None
+            spread.failed.setdefault(worker_id, {})[source] = None
+            if source in spread.holders:
+                spread.failures[source] = spread.failures.get(source, 0) + 1
+                if spread.failures[source] >= FAILURES_MAX:
+                    self._serves_not(spread, source)
+        self._serve(variant_id)
+        self._tidy(variant_id, worker_id)
+
+    def tick(self) -> None:
+        """Fetches of which nothing was heard for too long are over."""
+        self._ticked_s = self._now
+        while self._fetches:
+            (variant_id, worker_id), fetch = next(iter(self._fetches.items()))
+            if fetch.until_s > self._now:
+                return
+            self._withdraw(variant_id, worker_id)
+            self._serve(variant_id)
+            self._tidy(variant_id, worker_id)
+
+    # --- the queue
+
+    def _serve(self, variant_id: VariantId) -> None:
+        """Name sources to those whose turn it is."""
+        spread = self._spreads[variant_id]
+        while (turn := self._next(spread)) is not None:
+            worker_id, source = turn
+            del spread.queue[worker_id]
+            fetch = Fetch(worker_id, variant_id, source, self._now + FETCH_S_MAX, source)
+            self._fetches[variant_id, worker_id] = fetch
+            spread.uploads.setdefault(source, {})[worker_id] = None
+            self._regroup(spread, source)
+            self._out.append(NameSource(worker_id, variant_id, source))
+
+    @staticmethod
+    def _next(spread: Spread) -> tuple[WorkerId, WorkerId] | None:
+        readers = len(spread.uploads.get("", ()))
+        for worker_id in islice(spread.queue, LOOK_AHEAD):
+            source = choose(spread.free, readers, spread.failed.get(worker_id, {}))
+            if source is not None:
+                return worker_id, source
+        return None
+
+    def _withdraw(self, variant_id: VariantId, worker_id: WorkerId, *, promote: bool = True) -> Fetch | None:
+        """A worker neither waits nor fetches any more; another of its host may have to. Returns what it fetched."""
+        spread, host = self._spreads[variant_id], self._members[worker_id].host
+        spread.queue.pop(worker_id, None)
+        askers = spread.askers.get(host, {})
+        askers.pop(worker_id, None)
+        fetch = self._fetches.pop((variant_id, worker_id), None)
+        if fetch is not None and fetch.slot is not None:
+            uploads = spread.uploads[fetch.slot]
+            del uploads[worker_id]
+            if not uploads:
+                del spread.uploads[fetch.slot]
+            self._regroup(spread, fetch.slot)
+        if not askers:
+            spread.askers.pop(host, None)
+        elif promote:
+            self._queue_first(variant_id, host)
+        return fetch
+
+    def _queue_first(self, variant_id: VariantId, host: str) -> None:
+        """The first of a host stands for it."""
+        spread = self._spreads[variant_id]
+        first = next(iter(spread.askers[host]))
+        if (variant_id, first) not in self._fetches:
+            spread.queue.setdefault(first)
+
+    # --- who serves
+
+    @staticmethod
+    def _regroup(spread: Spread, source: WorkerId) -> None:
+        for group in spread.free:
+            group.pop(source, None)
+        uploads = len(spread.uploads.get(source, ()))
+        if source in spread.holders and uploads < FAN_OUT:
+            spread.free[uploads][source] = None
+
+    def _serves_not(self, spread: Spread, worker_id: WorkerId) -> None:
+        spread.holders.pop(worker_id, None)
+        spread.failures.pop(worker_id, None)
+        self._regroup(spread, worker_id)
+
+    def _not_here(self, spread: Spread, host: str, worker_id: WorkerId) -> None:
+        self._serves_not(spread, worker_id)
+        here = spread.here.get(host, {})
+        here.pop(worker_id, None)
+        if not here:
+            spread.here.pop(host, None)
+
+    def _tidy(self, variant_id: VariantId, worker_id: WorkerId) -> None:
+        """Forget that a worker has to do with a variant, and the variant, where that is over."""
+        spread, member = self._spreads[variant_id], self._members[worker_id]
+        held = worker_id in spread.here.get(member.host, ()) or worker_id in spread.askers.get(member.host, ())
+        if not held and worker_id not in spread.failed:
+            member.variants.pop(variant_id, None)
+        if not (spread.here or spread.askers or spread.failed):
+            del self._spreads[variant_id]
+
+    # --- what must hold
+
+    def check(self, workers: Mapping[WorkerId, Worker]) -> None:
+        """Assert every invariant; `workers` are those believed to be there."""
+        assert self._members.keys() == workers.keys()
+        for (variant_id, worker_id), fetch in self._fetches.items():
+            assert (fetch.variant_id, fetch.worker_id) == (variant_id, worker_id)
+            assert worker_id in workers, f"{worker_id} is lost and fetches {variant_id}"
+            assert fetch.until_s > self._ticked_s, f"{worker_id} may fetch {variant_id} for ever"
+        for variant_id, spread in self._spreads.items():
+            self._check(variant_id, spread)
+        held = {(worker_id, variant_id) for worker_id, worker in workers.items() for variant_id in worker.staged}
+        here = {(w, v) for v, spread in self._spreads.items() for ids in spread.here.values() for w in ids}
+        assert held == here, f"staged are {held}, for others to fetch {here}"
+
+    def _check(self, variant_id: VariantId, spread: Spread) -> None:
+        fetches = {w: fetch for (v, w), fetch in self._fetches.items() if v == variant_id}
+        slots = {(fetch.slot, w) for w, fetch in fetches.items() if fetch.slot is not None}
+        assert slots == {(source, w) for source, ids in spread.uploads.items() for w in ids}
+        for source, ids in spread.uploads.items():
+            most = FAN_OUT if source else ORIGIN_READERS
+            assert 0 < len(ids) <= most, f"{len(ids)} workers fetch {variant_id} from {source or 'its origin'}"
+        for holder in spread.holders:
+            uploads = len(spread.uploads.get(holder, ()))
+            groups = [n for n, group in enumerate(spread.free) if holder in group]
+            assert groups == [uploads][: uploads < FAN_OUT], f"{holder} serves {uploads} and counts as {groups}"
+            member = self._members[holder]
+            assert member.serves and not member.leaving and holder in spread.here[member.host]  # noqa: PT018
+        assert not (set().union(*spread.free) - spread.holders.keys())
+        firsts = {next(iter(ids)) for ids in spread.askers.values()}
+        assert spread.queue.keys() | fetches.keys() == firsts, f"{variant_id}: nobody stands for a host, or two do"
+        assert not spread.queue.keys() & fetches.keys()
+        for host, ids in spread.askers.items():
+            assert all(self._members[w].host == host for w in ids)
+        assert self._next(spread) is None, f"{variant_id}: someone waits though a source is free"
