@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pilotlight.core import agent, recovery, residence, scheduler
+from pilotlight.core import agent, fetches, files, recovery, residence, scheduler
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.model import Job, Lease
@@ -59,7 +59,7 @@ def eviction_in_use(patch: pytest.MonkeyPatch) -> None:
 
 def wait_without_deadline(patch: pytest.MonkeyPatch) -> None:
     """A copy may take for ever."""
-    patch.setattr(residence, "LOAD_S_MAX", math.inf)
+    patch.setattr(files, "LOAD_S_MAX", math.inf)
 
 
 def silence_without_end(patch: pytest.MonkeyPatch) -> None:
@@ -133,15 +133,9 @@ def unstarted_rows_are_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(agent.Agent, "_return", mutant)
 
 
-def revoked_for_ever(patch: pytest.MonkeyPatch) -> None:
-    """A worker that knows nothing of a lease does not say so."""
-    revoked = agent.Agent._revoked
-
-    def mutant(self: agent.Agent, event: ev.LeaseRevoked) -> None:
-        if event.lease_id in self.leases:
-            revoked(self, event)
-
-    patch.setattr(agent.Agent, "_revoked", mutant)
+def fan_out_without_bound(patch: pytest.MonkeyPatch) -> None:
+    """Everyone is sent to one source at once."""
+    patch.setattr(fetches, "choose", lambda *_args, **_more: "")
 
 
 FOUND_BY = {
@@ -154,8 +148,8 @@ FOUND_BY = {
     share_that_starves: 4,
     done_is_forgotten_in_a_crash: 9,
     unstarted_rows_are_kept: 107,
-    revoked_for_ever: 107,
     old_epoch_is_obeyed: 110,
+    fan_out_without_bound: 13,
 }
 """Each fault, and the first seed that found it when this was written: tried first, to save time."""
 

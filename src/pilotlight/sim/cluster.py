@@ -193,11 +193,20 @@ class Cluster:
             self._up(self.machines[name], Results(written, number, self.machines[name].agent.started))
 
     def stale_commands(self, name: str) -> None:
-        """Commands of an earlier manager reach a worker late: nothing must come of them."""
-        old, machine = self.epoch - 1, self.machines[name]
-        machine.hear(ev.WantsChanged(old, 1_000_000, ()))
-        for lease_id in list(machine.agent.leases):
+        """Commands of an earlier manager reach a worker late: nothing may come of them."""
+        machine = self.machines[name]
+        if machine.paused:
+            return
+        agent = machine.agent
+        old = agent.epoch - 1
+        held = {lease_id: lease.queue.spans() for lease_id, lease in agent.leases.items()}
+        version = agent.wants_version
+        machine.hear(ev.WantsChanged(old, version + 1_000_000, ()))
+        for lease_id in held:
             machine.hear(ev.LeaseRevoked(old, lease_id))
+        assert agent.wants_version == version, f"{name} obeyed the wants of a manager that is gone"
+        now = {lease_id: lease.queue.spans() for lease_id, lease in agent.leases.items()}
+        assert now == held, f"{name} gave rows back to a manager that is gone"
 
     def run(self, until_s: float = float("inf")) -> bool:
         """Until every job has ended, or until a moment. Returns whether all have."""
@@ -233,7 +242,7 @@ class Cluster:
 
     def check(self) -> None:
         """Assert every invariant of the manager's belief and of every agent's."""
-        self.scheduler.state.check()
+        self.scheduler.check()
         for machine in self.machines.values():
             machine.check()
 
@@ -288,6 +297,8 @@ class Cluster:
                     self.on_grant(decision)
                 self._down(name, ev.JobDefined(job_id, work.model, work.request_timeout_s))
                 self._down(name, ev.LeaseGranted(self.epoch, lease_id, job_id, spans, isolated, avoid))
+            case do.NameSource(name, variant_id, source):
+                self._down(name, ev.SourceNamed(self.epoch, variant_id, source))
             case do.RevokeRows(name, lease_id, rows):
                 self._down(name, ev.LeaseRevoked(self.epoch, lease_id, rows))
             case do.ReadRows(job_id, rows):

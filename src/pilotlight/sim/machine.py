@@ -169,7 +169,17 @@ class Machine:
         )
         known = dict.fromkeys([fact.variant_id for fact in facts] + [copy.variant_id for copy in copies])
         variants = tuple(variant_of(self._around.models[variant_id]) for variant_id in known)
-        return ev.WorkerJoined(self.name, 1, self.host.name, self.facts, facts, copies, variants, self.kind.host_bytes)
+        return ev.WorkerJoined(
+            self.name,
+            1,
+            self.host.name,
+            self.facts,
+            facts,
+            copies,
+            variants,
+            self.kind.host_bytes,
+            serves_files=self._around.pace.peers,
+        )
 
     def say(self, event: ev.ManagerEvent) -> None:
         """Send the manager a message."""
@@ -204,8 +214,8 @@ class Machine:
                 process = self.processes[replica_id]
                 process.load_s = self._to_device_s(process.model.memory_bytes)
                 self._after(replica_id, process.load_s, lambda: self._live(replica_id, "asleep"))
-            case do.MakeCopy(variant_id, level):
-                self._copy(variant_id, level, getattr(decision, "source", ""))
+            case do.MakeCopy(variant_id, level, source):
+                self._copy(variant_id, level, source)
             case do.DropCopy(variant_id):
                 self._later(lambda: self.hear(ev.CopyGone(variant_id, Level.PARKED)))
             case do.FeedRows(replica_id, lease_id, job_id, spans):
@@ -223,6 +233,10 @@ class Machine:
         match decision:
             case do.SendCopy(variant_id, level, size, took_s):
                 self.say(ev.CopyReported(name, ev.CopyFact(variant_id, level, size, took_s)))
+            case do.AskSource(variant_id):
+                self.say(ev.SourceAsked(name, variant_id))
+            case do.SendCopyFailed(variant_id, _, source, _):
+                self.say(ev.CopyFailedAt(name, variant_id, source))
             case do.SendReturned(lease_id, spans):
                 self.say(ev.RowsReturned(name, lease_id, spans))
             case do.SendResident(replica_id):

@@ -91,6 +91,8 @@ class Pace:
     """Rows that a replica wants at least, however long they take."""
     orphan_s: float = 600.0
     """How long a worker without a manager stays."""
+    peers: bool = True
+    """Whether workers copy files from each other."""
 
 
 @dataclass(frozen=True, slots=True)
