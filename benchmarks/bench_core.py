@@ -122,9 +122,9 @@ class Fleet:
     # --- time
 
     def gather(self, workers: int) -> None:
-        """Workers come, 1,000 a second, until so many are there and live."""
+        """Workers come, all within 5 s, until so many are there and live."""
         for number in range(workers):
-            self.now += 0.001
+            self.now += 5.0 / workers
             self.join()
             if number % 250 == 0:
                 self.tick()

@@ -198,12 +198,12 @@ class Allocation:
 
     def _limit(self, worker: Worker, variant_id: VariantId, jobs: list[Job]) -> int:
         """The most that a worker may have of the last rows, as long as results come; all, where more will come."""
-        pending = sum(len(job.pending) for job in jobs)
+        pending = sum([len(job.pending) for job in jobs])
+        if pending > max([job.appetite for job in jobs]):
+            return pending
         rate = worker.rate.get(variant_id)
         silent_s = self._now - self._state.used_at_s.get(variant_id, 0.0)
         if not rate or silent_s > self._options.hedge_after_s or not all(job.exhausted for job in jobs):
-            return pending
-        if pending > max(job.appetite for job in jobs):
             return pending
         totals = self._state.census.of(variant_id)
         speed = totals.rate + rate * (totals.serving - totals.rated)

@@ -1,9 +1,9 @@
-"""When it is looked at again who should hold what: at once where there are few workers, else no oftener than it is worth.
+"""When it is looked at again who should hold what: at once where workers are few, else no oftener than it is worth.
 
 A plan over all devices (`policy/placement`) costs time in proportion to them. In a large pool it is made when demand
 changes, and from time to time while several variants contend for devices. What only concerns one worker (it came, its
-replica died, its rest is over) is planned for that worker alone. Where one variant is all that is needed, the others are
-looked at a few at a time, in turn: what they hold may be too old to keep, or a load may pay by now.
+replica died, its rest is over) is planned for that worker alone. Where one variant is all that is needed, the others
+are looked at a few at a time, in turn: what they hold may be too old to keep, or a load may pay by now.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Plans = list[tuple[Worker, placement.WorkerPlan]]
 class Pace:
     """How often a pool plans. Seconds per device bound the part of a core that plans over all devices take.
 
-    few_devices: so many are planned together at once, whatever happens. changed_s_per_device: between two plans over all
-    when demand changes. contended_s_per_device: between two while several variants contend and nothing changes.
+    few_devices: so many are planned together at once, whatever happens. changed_s_per_device: between two plans over
+    all when demand changes. contended_s_per_device: between two while several variants contend and nothing changes.
     round_s: how long looking at each worker in turn takes; faster while that finds something to change.
     """
 

@@ -140,7 +140,7 @@ class Scheduler:
             fresh = seen / since_s
             worker.rate[variant_id] = fresh if old is None else (old + fresh) / 2
             worker.rate_since_s[variant_id] = self._now
-            self.state.census.look(worker, self._now)
+            self.state.census.look_at_rate(worker, variant_id)
             seen = 0
         worker.rate_rows[variant_id] = seen
 

@@ -47,8 +47,8 @@ def was_crowded(belief: DeviceBelief, variant_id: VariantId) -> bool:
 
 
 def fits_alone(state: State, memory_bytes: int, variant_id: VariantId) -> bool:
-    """Whether a variant fits an empty device of so much memory. The smaller of hint and measurement counts: a runtime that fills whatever
-    device it gets measures large, and the device has the last word anyway."""
+    """Whether a variant fits an empty device of so much memory. The smaller of hint and measurement counts: a runtime
+    that fills whatever device it gets measures large, and the device has the last word anyway."""
     hint = state.variants[variant_id].memory_bytes
     measured = state.measured_bytes.get(variant_id, 0)
     return min(hint or measured, measured or hint) <= memory_bytes
