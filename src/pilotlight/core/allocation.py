@@ -6,8 +6,9 @@ The second half of the manager's machine: `scheduler` takes in what happened, th
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from pilotlight.core.decisions import GrantRows, ManagerDecision, ReadRows, RevokeRows, SendWants
 from pilotlight.core.model import DeviceId, Job, JobId, Lease, Part, VariantId, Worker, WorkerId
@@ -70,7 +71,8 @@ class Allocation:
         """A step begins: the list that its decisions go to."""
         self._now = now
         self._out = []
-        self._tails = {v: tail for v, tail in self._tails.items() if now < tail.made_s + _look_s(tail.size)}
+        if self._tails:
+            self._tails = {v: tail for v, tail in self._tails.items() if now < tail.made_s + _look_s(tail.size)}
         return self._out
 
     # --- who holds what
@@ -129,30 +131,33 @@ class Allocation:
         """Give work to all that have room, those that hold nothing first; `last`: this one after all others."""
         self._make_way()
         for variant_id in dict.fromkeys([job.variant_id for job in self._state.jobs.values()]):
-            totals = self._state.census.of(variant_id)
-            if totals.dry:
-                names = _in_turn(totals.dry, last)
-                self._feed_each(names, variant_id)
-            if totals.low:
-                names = list(totals.low)
-                if len(names) <= LOOK_SMALL:
-                    held = {name: self._state.workers[name].outstanding.get(variant_id, 0) for name in names}
-                    names.sort(key=lambda name: (name == last, held[name]))
-                self._feed_each(names, variant_id)
+            refusals = 0
+            for name in self._with_room(variant_id, last):
+                worker = self._state.workers[name]
+                if not self._feed(worker, variant_id, worker.parts[variant_id]):
+                    refusals += 1
+                    if refusals == REFUSALS_MAX:
+                        break
 
-    def _feed_each(self, names: list[WorkerId], variant_id: VariantId) -> None:
-        refusals = 0
-        dry = self._state.census.of(variant_id).dry
-        for name in names:
-            worker = self._state.workers[name]
-            part = worker.parts.get(variant_id)
-            if part is not None and self._feed(worker, variant_id, part):
-                continue
-            refusals += 1
-            if name in dry:
-                dry.move_to_end(name)
-            if refusals >= REFUSALS_MAX:
-                return
+    def _with_room(self, variant_id: VariantId, last: WorkerId) -> Iterator[WorkerId]:
+        """Workers that hold nothing, then others with room, a few at a time; `last` after all others.
+
+        Each goes to the end of its queue, so that those that are not come to now are first the next time.
+        """
+        totals = self._state.census.of(variant_id)
+        for queue in (totals.dry, totals.low):
+            left = len(queue)
+            while left > 0 and queue:
+                names = list(islice(queue, min(left, LOOK_SMALL)))
+                left -= len(names)
+                held = {name: self._state.workers[name].outstanding.get(variant_id, 0) for name in names}
+                for name in sorted(names, key=held.__getitem__) if queue is totals.low else names:
+                    if name in queue:
+                        queue.move_to_end(name)
+                        if name != last:
+                            yield name
+        if last in totals.dry or last in totals.low:
+            yield last
 
     def top_up(self, worker: Worker) -> None:
         """Give work to a worker that has room."""
@@ -311,15 +316,6 @@ class Allocation:
         if rows:
             job.reading = True
             self._out.append(ReadRows(job.job_id, rows))
-
-
-def _in_turn(dry: OrderedDict[WorkerId, None], last: WorkerId) -> list[WorkerId]:
-    """Workers that hold nothing, the longest so first, `last` after all others."""
-    names = list(dry)
-    if last in dry:
-        names.remove(last)
-        names.append(last)
-    return names
 
 
 def _look_s(size: int) -> float:
