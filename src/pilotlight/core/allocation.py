@@ -253,7 +253,9 @@ class Allocation:
         memory on a larger one.
         """
         suspicious = [job for job in jobs if job.suspects and not job.pending]
-        if not suspicious or any(self._state.leases[lease_id].isolated for lease_id in worker.leases):
+        if not suspicious:
+            return False
+        if any(self._state.leases[lease_id].isolated for lease_id in worker.leases):
             return False
         for job, at in _in_question(suspicious):
             rows = job.suspects[at]

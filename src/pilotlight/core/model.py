@@ -172,7 +172,7 @@ class Lease:
     state: LeaseState = LeaseState.OPEN
     all_started: bool = False
     """The worker answered a revoke with nothing: all that is open runs."""
-    twins: list[LeaseId] = field(default_factory=list[LeaseId])
+    twins: tuple[LeaseId, ...] = ()
     """Leases that hold, or held, some of its rows too."""
 
 

@@ -22,8 +22,7 @@ class IndexSet:
         self._starts: list[int] = []
         self._stops: list[int] = []
         self._count = 0
-        for start, stop in spans:
-            self.add(start, stop)
+        self.update(spans)
 
     def __len__(self) -> int:
         return self._count

@@ -133,8 +133,8 @@ class State:
         job = self.jobs[lease.job_id]
         job.hedged.update(spans)
         second = self.open_lease(job, worker, spans, now, hedge=True)
-        second.twins.append(lease.lease_id)
-        lease.twins.append(second.lease_id)
+        second.twins += (lease.lease_id,)
+        lease.twins += (second.lease_id,)
         return second
 
     def _twins(self, lease: Lease) -> list[Lease]:
