@@ -9,10 +9,13 @@ import random
 import sys
 
 from pilotlight.core.allocation import Options
+from pilotlight.core.planning import Pace
 from pilotlight.core.transitions import JobState
 from tests.core.world import World
 
 STEPS = 150
+PACES = (Pace(), Pace(few_devices=0, changed_s_per_device=0.01, contended_s_per_device=0.1, round_s=2.0))
+"""A small pool plans at once; the second one goes the ways of a large pool."""
 _USUAL = ["deliver", "work", "tick", "copy", "submit", "join", "pin", "evict"]
 _FAULTS = ["kill worker", "kill replica", "cut", "drain", "restart", "fail copy", "lose answer", "old answer"]
 
@@ -22,7 +25,8 @@ def storm(seed: int) -> World:
     choice = random.Random(seed)
     hedge_after_s = choice.choice([0.5, 2.0, 50.0])
     world = World(
-        Options(hedge_after_s=hedge_after_s, keep_alive_s=choice.choice([0.0, 5.0, -1.0])), choice.choice([1, 1, 2])
+        Options(hedge_after_s=hedge_after_s, keep_alive_s=choice.choice([0.0, 5.0, -1.0]), pace=PACES[seed % 2]),
+        choice.choice([1, 1, 2]),
     )
     world.with_files = set(choice.choice(["", "v", "vw"]))
     world.sleepers = set(choice.choice(["", "v", "vw"]))

@@ -194,7 +194,7 @@ def state_with(*kinds: tuple[str, int], need: int = 10) -> State:
     state.learn(Variant("v", "model", need))
     for n, (kind, size) in enumerate(kinds):
         name = f"w{n}"
-        state.workers[name] = Worker(name, 1, "host", {"d0": DeviceBelief(Device("d0", kind, size))}, 1e9)
+        state.add_worker(Worker(name, 1, "host", {"d0": DeviceBelief(Device("d0", kind, size))}, 1e9), 0.0)
     return state
 
 
@@ -253,7 +253,7 @@ def test_one_broken_device_does_not_speak_for_its_kind() -> None:
     state.refusals["v", "a"] = {"w0": "it breaks"}
     state.workers["w0"].devices["d0"].load_failures["v"] = placement.LOAD_TRIES_MAX
     assert not placement.failed_everywhere(state, "v")
-    del state.workers["w1"]
+    state.drop_worker(state.workers["w1"], 0.0)
     assert placement.failed_everywhere(state, "v")
 
 

@@ -56,10 +56,8 @@ def test_a_worker_that_joins_late_takes_its_part_of_what_was_not_started() -> No
 
 def test_the_last_rows_go_where_they_end_soonest() -> None:
     fast, slow = (0, 40.0), (0, 10.0)
-    assert sizing.last_rows(50, fast, [fast, slow]) == 41
-    assert sizing.last_rows(50, slow, [fast, slow]) == 10
-    busy = (4, 10.0)
-    assert sizing.last_rows(1, busy, [busy, fast]) == 0
-    assert sizing.last_rows(1, fast, [busy, fast]) > 0
-    equal = [(0, 1.0)] * 3
-    assert sizing.last_rows(1, equal[0], equal) == 1
+    assert sizing.last_rows(50, fast, 50.0, 40.0) == 41
+    assert sizing.last_rows(50, slow, 50.0, 40.0) == 10
+    assert sizing.last_rows(1 + 4, (4, 10.0), 50.0, 40.0) == 0
+    assert sizing.last_rows(1 + 4, fast, 50.0, 40.0) > 0
+    assert sizing.last_rows(1, (0, 1.0), 3.0, 1.0) == 1

@@ -40,6 +40,7 @@ class Blame:
         worker = self._state.workers.get(event.worker_id)
         if worker is None or event.device_id not in worker.devices:
             return
+        self._state.troubled[worker.worker_id] = None
         belief = worker.devices[event.device_id]
         belief.replicas.pop(event.variant_id, None)
         self._state.replicas_lost += 1
@@ -117,6 +118,7 @@ class Blame:
         worker = self._state.workers.get(event.worker_id)
         if worker is None or event.device_id not in worker.devices:
             return
+        self._state.troubled[worker.worker_id] = None
         belief = worker.devices[event.device_id]
         known = belief.replicas.get(event.variant_id)
         if known is not None and known.state is ReplicaState.STARTING:  # one that sleeps is refused room, and stays
@@ -157,9 +159,7 @@ class Blame:
 
     def _held_elsewhere(self, variant_id: VariantId) -> bool:
         """Whether the variant had results on a kind of device that is away now, and may come back."""
-        workers = self._state.live_workers()
-        present = {belief.device.kind for worker in workers for belief in worker.devices.values()}
-        return bool(self._state.proved_on.get(variant_id, set()) - present)
+        return bool(self._state.proved_on.get(variant_id, set()) - self._state.census.workers_with.keys())
 
     def _refusals(self, variant_id: VariantId) -> str:
         """Why each kind of device could not hold a variant."""

@@ -7,6 +7,7 @@ Times are seconds on the caller's monotonic clock. Rows are known by index only:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pilotlight.core.ranges import IndexSet
 from pilotlight.core.transitions import JobState, LeaseState, ReplicaState, WorkerState
@@ -98,6 +99,22 @@ class DeviceBelief:
     """Deaths of a variant's replicas while it never had a result here."""
 
 
+class Part(NamedTuple):
+    """What a live worker adds to a variant's totals (`census`).
+
+    capacity: requests that it wants in flight. target: rows that it should hold. low_water: with so few it wants more.
+    wanting: its devices that are to hold the variant and do not rest. live: for each of its live replicas whose rate is
+    known the kind of device and the rate. Rates are micro-rows per second.
+    """
+
+    capacity: int
+    target: int
+    low_water: int
+    micro_rate: int
+    wanting: int
+    live: tuple[tuple[str, int], ...]
+
+
 @dataclass(slots=True)
 class Worker:
     """A worker that has joined. `rate` is rows per second by variant, smoothed; `outstanding` counts leased rows."""
@@ -122,6 +139,11 @@ class Worker:
     rate_rows: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
     rate_since_s: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
     rows_done: int = 0
+    parts: dict[VariantId, Part] = field(default_factory=dict[VariantId, Part])
+    """What it added to the census when that last looked at it, at `looked_at_s`."""
+    looked_at_s: float = 0.0
+    counted: bool = False
+    """Whether the census counts its devices."""
 
     def capacity(self, variant_id: VariantId, now: float) -> int:
         """Requests that its live replicas of the variant want in flight, where the variant is still wanted."""
@@ -150,6 +172,8 @@ class Lease:
     state: LeaseState = LeaseState.OPEN
     all_started: bool = False
     """The worker answered a revoke with nothing: all that is open runs."""
+    twins: tuple[LeaseId, ...] = ()
+    """Leases that hold, or held, some of its rows too."""
 
 
 @dataclass(slots=True)
@@ -185,6 +209,8 @@ class Job:
     outgrown_bytes: dict[int, int] = field(default_factory=dict[int, int])
     """Rows that ran out of memory alone, and the memory of the device where they did."""
     leases: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
+    leased: int = 0
+    """Rows in its leases, those in two counted twice."""
     virtual_time: float = 0.0
     """Rows granted per unit of weight: the fair share's clock."""
     end_message: str = ""

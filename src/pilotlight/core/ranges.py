@@ -22,8 +22,7 @@ class IndexSet:
         self._starts: list[int] = []
         self._stops: list[int] = []
         self._count = 0
-        for start, stop in spans:
-            self.add(start, stop)
+        self.update(spans)
 
     def __len__(self) -> int:
         return self._count
@@ -74,10 +73,14 @@ class IndexSet:
             self._stops.insert(left, stop)
             self._count += stop - start
             return stop - start
-        held = sum(self._stops[i] - self._starts[i] for i in range(left, right))
         low, high = min(start, self._starts[left]), max(stop, self._stops[right - 1])
-        self._starts[left:right] = [low]
-        self._stops[left:right] = [high]
+        if right - left == 1:  # as a rule: no list has to be made
+            held = self._stops[left] - self._starts[left]
+            self._starts[left], self._stops[left] = low, high
+        else:
+            held = sum(self._stops[i] - self._starts[i] for i in range(left, right))
+            self._starts[left:right] = [low]
+            self._stops[left:right] = [high]
         self._count += high - low - held
         return high - low - held
 
@@ -89,6 +92,8 @@ class IndexSet:
         right = bisect_left(self._starts, stop)
         if left >= right:
             return 0
+        if right - left == 1 and (self._starts[left] >= start or self._stops[left] <= stop):
+            return self._remove_end(left, start, stop)
         held = sum(self._stops[i] - self._starts[i] for i in range(left, right))
         starts: list[int] = []
         stops: list[int] = []
@@ -104,13 +109,34 @@ class IndexSet:
         self._count -= held - kept
         return held - kept
 
+    def _remove_end(self, at: int, start: int, stop: int) -> int:
+        """Remove an interval, or one of its ends: as a rule no list has to be made."""
+        low, high = self._starts[at], self._stops[at]
+        if start <= low and stop >= high:
+            del self._starts[at], self._stops[at]
+            gone = high - low
+        elif start <= low:
+            self._starts[at] = stop
+            gone = stop - low
+        else:
+            self._stops[at] = start
+            gone = high - start
+        self._count -= gone
+        return gone
+
     def update(self, spans: Iterable[Span]) -> int:
         """Add all spans; returns how many indices were new."""
-        return sum(self.add(start, stop) for start, stop in spans)
+        new = 0
+        for start, stop in spans:
+            new += self.add(start, stop)
+        return new
 
     def discard(self, spans: Iterable[Span]) -> int:
         """Remove all spans; returns how many indices were there."""
-        return sum(self.remove(start, stop) for start, stop in spans)
+        gone = 0
+        for start, stop in spans:
+            gone += self.remove(start, stop)
+        return gone
 
     def within(self, start: int, stop: int) -> list[Span]:
         """The members in start <= i < stop, as spans."""

@@ -7,9 +7,12 @@ the end of jobs that have no row left. What to believe is in the handlers here.
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
+
 from pilotlight.core import events as ev
 from pilotlight.core.allocation import Allocation, Options
 from pilotlight.core.blame import Blame
+from pilotlight.core.census import Census
 from pilotlight.core.decisions import (
     DropWorker,
     EndJob,
@@ -17,7 +20,7 @@ from pilotlight.core.decisions import (
     Note,
 )
 from pilotlight.core.fetches import Fetches
-from pilotlight.core.model import Copy, DeviceBelief, Job, Lease, Replica, Worker
+from pilotlight.core.model import Copy, DeviceBelief, Job, Lease, Replica, Worker, WorkerId
 from pilotlight.core.policy import retry, sharing
 from pilotlight.core.ranges import span_count
 from pilotlight.core.recovery import job_from, worker_from
@@ -45,13 +48,15 @@ class Scheduler:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
-        self.state = State(epoch=self.options.epoch)
+        self.state = State(census=Census(self.options.horizon_s), epoch=self.options.epoch)
         self._allocation = Allocation(self.state, self.options)
         self._blame = Blame(self.state, self.options.workers_expected)
         self._fetches = Fetches()
         self._out: list[ManagerDecision] = []
         self._now = 0.0
         self._forget_at_s = FORGET_S
+        self._silent_at_s: list[tuple[float, WorkerId]] = []
+        """When each worker, if it is not heard of until then, is to be looked at; a heap."""
 
     def handle(self, event: ev.ManagerEvent, now: float) -> list[ManagerDecision]:  # noqa: C901, PLR0912 - one line per event
         """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""
@@ -120,7 +125,10 @@ class Scheduler:
             self._allocation.top_up(worker)
 
     def _credit(self, worker: Worker, belief: DeviceBelief, job: Job | None, rows: int) -> None:
+        rested = belief.quarantined_until_s is not None
         retry.absolve(belief, job.variant_id if job is not None else None)
+        if rested:
+            self.state.census.look(worker, self._now)
         if job is not None:
             self.state.proved.add(job.variant_id)
             self.state.proved_on.setdefault(job.variant_id, set()).add(belief.device.kind)
@@ -139,6 +147,7 @@ class Scheduler:
             fresh = seen / since_s
             worker.rate[variant_id] = fresh if old is None else (old + fresh) / 2
             worker.rate_since_s[variant_id] = self._now
+            self.state.census.look_at_rate(worker, variant_id)
             seen = 0
         worker.rate_rows[variant_id] = seen
 
@@ -165,12 +174,15 @@ class Scheduler:
         job = self.state.jobs.get(event.job_id)
         if job is None:
             return
+        first = not job.read_upto
         assert event.start == job.read_upto, f"{job.job_id}: read at {event.start}, expected {job.read_upto}"
         job.reading = False
         job.read_upto = event.stop
         job.exhausted = event.exhausted
         job.pending.update(job.done.missing(event.start, event.stop))
         self._end_if_over(job)
+        if first:
+            self._allocation.place(anew=True)
         self._allocation.top_up_all()
         self._allocation.read(job)
 
@@ -185,10 +197,12 @@ class Scheduler:
             self.state.used_at_s.setdefault(variant.variant_id, self._now)
         for fact in event.inventory:
             self._measured(fact)
-        worker = self.state.workers[event.worker_id] = worker_from(event, self._now, self.options.silence_s)
+        worker = worker_from(event, self._now, self.options.silence_s)
+        self.state.add_worker(worker, self._now)
+        heappush(self._silent_at_s, (worker.deadline_s, worker.worker_id))
         self._fetches.joined(worker.worker_id, worker.host, worker.staged, serves=event.serves_files)
         self._note("info", f"{event.worker_id} joined with {_devices_text(event)}", event.worker_id)
-        self._allocation.place(force=event.worker_id)
+        self._allocation.place_on(worker, force=True)
         self._allocation.top_up_all()
 
     def _worker_lost(self, event: ev.WorkerLost) -> None:
@@ -207,7 +221,7 @@ class Scheduler:
         else:
             self._note("info", f"{event.worker_id} left", event.worker_id)
         self._end_all_over()
-        self._allocation.place()
+        self._allocation.place_without()
         self._allocation.top_up_all()
 
     def _forget_worker(self, worker: Worker) -> None:
@@ -217,8 +231,7 @@ class Scheduler:
                 self._suspect_again(lease)
             else:
                 self.state.void(lease)
-        worker.state = step(WORKER, worker.state, WorkerState.LOST)
-        del self.state.workers[worker.worker_id]
+        self.state.drop_worker(worker, self._now)
         self._fetches.lost(worker.worker_id)
 
     def _suspect_again(self, lease: Lease) -> None:
@@ -235,6 +248,7 @@ class Scheduler:
         if worker is None or worker.state is not WorkerState.LIVE:
             return
         worker.state = step(WORKER, worker.state, WorkerState.DRAINING)
+        self.state.census.look(worker, self._now)
         self._fetches.leaving(worker.worker_id)
         self._note("info", f"{event.worker_id} drains ({event.reason})", event.worker_id)
         self._allocation.top_up_all()
@@ -262,8 +276,9 @@ class Scheduler:
         known.wanted, known.memory_bytes, known.pid = fact.wanted, fact.memory_bytes, fact.pid
         known.attachment_bytes = fact.attachment_bytes
         if state is ReplicaState.ASLEEP:
-            self._allocation.place()
+            self._allocation.place_on(worker)
         if state is not ReplicaState.LIVE:
+            self.state.census.look(worker, self._now)
             return
         if fact.load_s and (fact.load_s, fact.origin) != (known.load_s, known.origin):
             self._loaded(worker, belief, fact)
@@ -274,8 +289,9 @@ class Scheduler:
         if fact.variant_id in belief.wants:
             belief.was_live.add(fact.variant_id)
         self.state.used_at_s.setdefault(fact.variant_id, self._now)
+        self.state.census.look(worker, self._now)
         if grew:
-            self._allocation.place()
+            self._allocation.place(anew=True)
         self._allocation.top_up(worker)
         for job in self.state.jobs_of(fact.variant_id):
             self._allocation.read(job)
@@ -331,18 +347,23 @@ class Scheduler:
         worker = self.state.workers.get(event.worker_id)
         if worker is not None and event.device_id in worker.devices:
             worker.devices[event.device_id].replicas.pop(event.variant_id, None)
+            self.state.census.look(worker, self._now)
 
     def _replica_died(self, event: ev.ReplicaDied) -> None:
         self._blame.replica_died(event)
         self._end_hopeless()
         self._end_all_over()
-        self._allocation.place()
-        self._allocation.top_up_all()
+        self._place_after_trouble(event.worker_id)
 
     def _load_failed(self, event: ev.LoadFailed) -> None:
         self._blame.load_failed(event)
         self._end_hopeless()
-        self._allocation.place()
+        self._place_after_trouble(event.worker_id)
+
+    def _place_after_trouble(self, worker_id: WorkerId) -> None:
+        worker = self.state.workers.get(worker_id)
+        if worker is not None:
+            self._allocation.place_on(worker)
         self._allocation.top_up_all()
 
     def _end_hopeless(self) -> None:
@@ -409,20 +430,29 @@ class Scheduler:
 
     def _tick(self) -> None:
         self._fetches.tick()
-        for worker in list(self.state.workers.values()):
-            if worker.deadline_s <= self._now:
-                reason = f"silent for {self.options.silence_s:.0f} s"
-                self._out.append(DropWorker(worker.worker_id, reason))
-                self._worker_lost(ev.WorkerLost(worker.worker_id, reason))
+        self._drop_silent()
         if self.state.refusals:
             self._end_hopeless()
-        self._allocation.place()
+        self._allocation.keep_up()
         self._allocation.top_up_all()
         for job in list(self.state.jobs.values()):
             self._allocation.read(job)
         if self._now >= self._forget_at_s:
             self._forget_at_s = self._now + FORGET_S
             self.state.forget_variants(self._now - max(FORGET_S, self.options.keep_alive_s))
+
+    def _drop_silent(self) -> None:
+        while self._silent_at_s and self._silent_at_s[0][0] <= self._now:
+            _, worker_id = heappop(self._silent_at_s)
+            worker = self.state.workers.get(worker_id)
+            if worker is None:
+                continue
+            if worker.deadline_s > self._now:
+                heappush(self._silent_at_s, (worker.deadline_s, worker_id))
+                continue
+            reason = f"silent for {self.options.silence_s:.0f} s"
+            self._out.append(DropWorker(worker_id, reason))
+            self._worker_lost(ev.WorkerLost(worker_id, reason))
 
     # --- what must hold
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from pilotlight.core.census import Census
 from pilotlight.core.model import Job, JobId, Lease, LeaseId, Variant, VariantId, Worker, WorkerId
 from pilotlight.core.ranges import IndexSet, Span, span_count
-from pilotlight.core.transitions import LEASE, JobState, LeaseState, WorkerState, step
+from pilotlight.core.transitions import LEASE, WORKER, JobState, LeaseState, WorkerState, step
 
 
 @dataclass(slots=True)
@@ -41,11 +42,28 @@ class State:
     """Which workers could not hold a variant on a kind of device, and why; outlives the workers."""
     evicted: set[VariantId] = field(default_factory=set[VariantId])
     """Variants that someone asked to leave; until a job or a pin needs them again."""
+    troubled: dict[WorkerId, None] = field(default_factory=dict[WorkerId, None])
+    """Workers that remember a load that failed or replicas that died in vain, and perhaps others."""
+    census: Census = field(default_factory=Census)
     epoch: int = 1
     leases_made: int = 0
     rows_lost: int = 0
     workers_lost: int = 0
     replicas_lost: int = 0
+
+    # --- workers
+
+    def add_worker(self, worker: Worker, now: float) -> None:
+        """A worker is there."""
+        self.workers[worker.worker_id] = worker
+        self.census.look(worker, now)
+
+    def drop_worker(self, worker: Worker, now: float) -> None:
+        """A worker is gone, and its leases are void."""
+        worker.state = step(WORKER, worker.state, WorkerState.LOST)
+        self.census.look(worker, now)
+        del self.workers[worker.worker_id]
+        self.troubled.pop(worker.worker_id, None)
 
     # --- leases
 
@@ -67,14 +85,14 @@ class State:
         self.leases[lease.lease_id] = lease
         job.leases[lease.lease_id] = None
         worker.leases[lease.lease_id] = None
-        self._count(worker, job, len(lease.open))
+        self._count(lease, len(lease.open))
         return lease
 
     def shrink(self, lease: Lease, spans: Iterable[Span]) -> int:
         """Take rows out of a lease; an empty lease closes. Returns how many were in it."""
         taken = lease.open.discard(spans)
         if taken:
-            self._count(self.workers[lease.worker_id], self.jobs[lease.job_id], -taken)
+            self._count(lease, -taken)
         if not lease.open:
             self._close(lease)
         return taken
@@ -96,7 +114,7 @@ class State:
         kept = self.unhedge(job, freed.spans())
         freed.discard(kept)
         if kept:
-            self._settle_hedges(job)
+            self._settle_hedges(job, lease)
         job.pending.update(freed.spans())
         return len(freed)
 
@@ -110,28 +128,36 @@ class State:
         job.hedged.discard(twice.spans())
         return twice.spans()
 
-    def _settle_hedges(self, job: Job) -> None:
+    def hedge(self, lease: Lease, worker: Worker, spans: list[Span], now: float) -> Lease:
+        """Lease rows of a lease to another worker as well."""
+        job = self.jobs[lease.job_id]
+        job.hedged.update(spans)
+        second = self.open_lease(job, worker, spans, now, hedge=True)
+        second.twins += (lease.lease_id,)
+        lease.twins += (second.lease_id,)
+        return second
+
+    def _twins(self, lease: Lease) -> list[Lease]:
+        return [self.leases[lease_id] for lease_id in lease.twins if lease_id in self.leases]
+
+    def _settle_hedges(self, job: Job, lease: Lease) -> None:
         """A second lease whose rows nobody else holds any more is like any other: it may be taken back or repeated."""
-        for lease_id in job.leases:
-            lease = self.leases[lease_id]
-            if lease.hedge and not any(job.hedged.within(*span) for span in lease.open):
-                lease.hedge = False
+        for twin in self._twins(lease):
+            if twin.hedge and not any(job.hedged.within(*span) for span in twin.open):
+                twin.hedge = False
 
     def _close(self, lease: Lease) -> None:
         if lease.open:
-            self._count(self.workers[lease.worker_id], self.jobs[lease.job_id], -len(lease.open))
+            self._count(lease, -len(lease.open))
         lease.state = step(LEASE, lease.state, LeaseState.CLOSED)
         del self.leases[lease.lease_id]
         self.jobs[lease.job_id].leases.pop(lease.lease_id)
         self.workers[lease.worker_id].leases.pop(lease.lease_id)
 
-    @staticmethod
-    def _count(worker: Worker, job: Job, rows: int) -> None:
-        left = worker.outstanding.get(job.variant_id, 0) + rows
-        if left:
-            worker.outstanding[job.variant_id] = left
-        else:
-            worker.outstanding.pop(job.variant_id, None)
+    def _count(self, lease: Lease, rows: int) -> None:
+        job = self.jobs[lease.job_id]
+        job.leased += rows
+        self.census.count(self.workers[lease.worker_id], job.variant_id, rows)
 
     # --- rows
 
@@ -140,21 +166,33 @@ class State:
         count = span_count(spans)
         added = job.done.update(spans)
         assert added == count, f"{job.job_id}: rows were written twice: {spans}"
-        for index in [index for index in job.died_on if index in job.done]:
+        if job.died_on:
+            self._forget_deaths(job, spans, count)
+        of_job = lease if lease is not None and lease.job_id == job.job_id else None
+        if of_job is not None and self.shrink(of_job, spans) == count:
+            if job.hedged.discard(spans):
+                for twin in self._twins(of_job):
+                    self.shrink(twin, spans)
+            return
+        found = job.pending.discard(spans) + job.failing.discard(spans)
+        for group in job.suspects:
+            found += group.discard(spans)
+        job.suspects = [group for group in job.suspects if group]
+        if found == count:
+            return
+        job.hedged.discard(spans)
+        for lease_id in list(job.leases):  # a late result of a lease that is over, of rows that are leased again
+            self.shrink(self.leases[lease_id], spans)
+
+    def _forget_deaths(self, job: Job, spans: tuple[Span, ...], count: int) -> None:
+        if count < len(job.died_on):
+            over = [index for start, stop in spans for index in range(start, stop) if index in job.died_on]
+        else:
+            over = [index for index in job.died_on if index in job.done]
+        for index in over:
             del job.died_on[index]
             job.outgrown_bytes.pop(index, None)
             job.attempts.pop(index, None)
-        of_job = lease if lease is not None and lease.job_id == job.job_id else None
-        if of_job is not None and self.shrink(of_job, spans) == count and not job.hedged:
-            return
-        job.pending.discard(spans)
-        job.failing.discard(spans)
-        job.hedged.discard(spans)
-        for group in job.suspects:
-            group.discard(spans)
-        job.suspects = [group for group in job.suspects if group]
-        for lease_id in list(job.leases):
-            self.shrink(self.leases[lease_id], spans)
 
     def drop_job(self, job: Job) -> None:
         """Forget a job and its leases."""
@@ -215,16 +253,20 @@ class State:
                 for belief in worker.devices.values():
                     belief.worked_on.discard(variant_id)
             self.clear_refusals(variant_id)
+            self.census.forget(variant_id)
 
     def clear_refusals(self, variant_id: VariantId) -> None:
         """Devices may be asked for a variant again that they could not hold."""
         for key in [key for key in self.refusals if key[0] == variant_id]:
             del self.refusals[key]
-        for worker in self.workers.values():
-            for belief in worker.devices.values():
+        for worker_id in list(self.troubled):
+            beliefs = self.workers[worker_id].devices.values()
+            for belief in beliefs:
                 belief.load_failures.pop(variant_id, None)
                 belief.retry_at_s.pop(variant_id, None)
                 belief.vain_deaths.pop(variant_id, None)
+            if not any(b.load_failures or b.retry_at_s or b.vain_deaths for b in beliefs):
+                del self.troubled[worker_id]
 
     def active_variants(self) -> list[VariantId]:
         """Variants that a job needs, in the order of those jobs' fair share."""
@@ -246,6 +288,8 @@ class State:
             self._check_worker(worker)
         for job in self.jobs.values():
             self._check_job(job)
+        self.census.check(self.workers.values())
+        assert self.troubled.keys() <= self.workers.keys()
 
     def _check_worker(self, worker: Worker) -> None:
         assert worker.state is not WorkerState.LOST, f"{worker.worker_id} is lost and still believed in"
@@ -258,6 +302,10 @@ class State:
         assert believed == counts, f"{worker.worker_id}: outstanding {believed} is not {counts}"
         for belief in worker.devices.values():
             promised = sum(self.need_bytes(variant_id) for variant_id in belief.wants)
+            trouble = belief.load_failures or belief.retry_at_s or belief.vain_deaths
+            assert not trouble or worker.worker_id in self.troubled, (
+                f"{worker.worker_id} is in trouble, and not known so"
+            )
             alone = len(belief.wants) <= 1
             assert alone or promised <= belief.device.memory_bytes, (
                 f"{worker.worker_id}/{belief.device.device_id} was promised {promised} bytes of "
@@ -273,6 +321,8 @@ class State:
             for start, stop in self.leases[lease_id].open:
                 twice.update(leased.within(start, stop))
                 leased.add(start, stop)
+        held = sum(len(self.leases[lease_id].open) for lease_id in job.leases)
+        assert held == job.leased, f"{job.job_id}: {held} rows are leased, {job.leased} are believed to be"
         assert twice == job.hedged, f"{job.job_id}: {twice} is leased twice, {job.hedged} is believed to be"
         homes.append(("leased", leased))
         seen = IndexSet()

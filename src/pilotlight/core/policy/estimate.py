@@ -52,26 +52,11 @@ class Estimates:
         for (variant_id, kind, place), seconds in state.load_s.items():
             self._loads.setdefault(variant_id, {})[kind, place] = seconds
         self._memo: dict[tuple[VariantId, str, str], float | None] = {}
-        self._by_kind: dict[tuple[VariantId, str], list[float]] = {}
-        self._by_variant: dict[VariantId, list[float]] = {}
-        self._outstanding: dict[VariantId, int] = {}
-        for worker in state.live_workers():
-            for variant_id, rows in worker.outstanding.items():
-                self._outstanding[variant_id] = self._outstanding.get(variant_id, 0) + rows
-            for variant_id in worker.rate:
-                self._note_rate(worker, variant_id)
-
-    def _note_rate(self, worker: Worker, variant_id: VariantId) -> None:
-        holders = [belief for belief in worker.devices.values() if _is_live(belief, variant_id)]
-        for belief in holders:
-            rate = worker.rate[variant_id] / len(holders)
-            self._by_kind.setdefault((variant_id, belief.device.kind), []).append(rate)
-            self._by_variant.setdefault(variant_id, []).append(rate)
 
     def rows_left(self, variant_id: VariantId) -> tuple[float, bool]:
         """Rows of a variant that are known to be left, and whether those are all. Of an input that was not read to its
         end at least as much as was read is left."""
-        rows, exact = float(self._outstanding.get(variant_id, 0)), True
+        rows, exact = float(self._state.census.of(variant_id).outstanding), True
         for job in self._state.jobs_of(variant_id):
             rows += len(job.pending) + sum(map(len, job.suspects))
             if not job.exhausted:
@@ -84,10 +69,30 @@ class Estimates:
         own = worker.rate.get(variant_id)
         if own and _is_live(belief, variant_id):
             return own / sum(_is_live(other, variant_id) for other in worker.devices.values())
-        seen = self._by_kind.get((variant_id, belief.device.kind)) or self._by_variant.get(variant_id)
-        if seen:
-            return sum(seen) / len(seen)
+        totals = self._state.census.of(variant_id)
+        for seen in (totals.live(belief.device.kind), totals.live()):
+            if seen.replicas:
+                return seen.rate / seen.replicas
         return own / len(worker.devices) if own else None
+
+    def elsewhere(self, variant_id: VariantId, workers: Iterable[Worker]) -> tuple[int, list[tuple[float, float]]]:
+        """How many devices of all but these workers are to hold a variant, and what these do together: when they are
+        ready, and their rate. Those that are not rated yet count as just asked to load it."""
+        totals = self._state.census.of(variant_id)
+        devices, (rated, rate) = totals.wanting, totals.live()
+        each = rate / rated if rated else 0.0
+        for worker in workers:
+            part = worker.parts.get(variant_id)
+            if part is not None:
+                devices -= part.wanting
+                rated -= len(part.live)
+                rate -= each * len(part.live)
+        replicas = [(0.0, rate)] if rated > 0 else []
+        if each and devices > rated:
+            places = (self.measured_load_s(variant_id, kind, "cold") for kind in self._state.census.workers_with)
+            load_s = max((seconds for seconds in places if seconds is not None), default=LOAD_S_PRIOR[-1])
+            replicas.append((load_s, each * (devices - rated)))
+        return devices, replicas
 
     def load_s(self, worker: Worker, belief: DeviceBelief, variant_id: VariantId) -> float:
         """Seconds until a device could hold a variant live, from the nearest place."""

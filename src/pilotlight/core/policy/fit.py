@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pilotlight.core.model import DeviceBelief, VariantId, Worker
+from pilotlight.core.model import DeviceBelief, VariantId, Worker, WorkerId
 from pilotlight.core.state import State
-from pilotlight.core.transitions import ReplicaState
+from pilotlight.core.transitions import ReplicaState, WorkerState
 
 LOAD_TRIES_MAX = 2
 REFUSING_WORKERS = 2
@@ -46,29 +46,35 @@ def was_crowded(belief: DeviceBelief, variant_id: VariantId) -> bool:
     return variant_id in belief.retry_at_s and variant_id not in belief.load_failures
 
 
-def fits_alone(state: State, belief: DeviceBelief, variant_id: VariantId) -> bool:
-    """Whether a variant fits an empty device. The smaller of hint and measurement counts: a runtime that fills whatever
-    device it gets measures large, and the device has the last word anyway."""
+def fits_alone(state: State, memory_bytes: int, variant_id: VariantId) -> bool:
+    """Whether a variant fits an empty device of so much memory. The smaller of hint and measurement counts: a runtime
+    that fills whatever device it gets measures large, and the device has the last word anyway."""
     hint = state.variants[variant_id].memory_bytes
     measured = state.measured_bytes.get(variant_id, 0)
-    return min(hint or measured, measured or hint) <= belief.device.memory_bytes
+    return min(hint or measured, measured or hint) <= memory_bytes
 
 
 def refusing_kinds(state: State, variant_id: VariantId) -> set[str]:
     """Kinds of device that are not asked for a variant any more."""
     told = {kind: why for (v, kind), why in state.refusals.items() if v == variant_id and why}
-    return {kind for kind, why in told.items() if _kind_refuses(state, variant_id, kind, set(why))}
+    return {kind for kind, why in told.items() if _kind_refuses(state, variant_id, kind, why)}
 
 
-def _kind_refuses(state: State, variant_id: VariantId, kind: str, refused: set[str]) -> bool:
+def _kind_refuses(state: State, variant_id: VariantId, kind: str, refused: Iterable[WorkerId]) -> bool:
     """A worker counts when none of its devices of that kind is left to try."""
-    undecided = 0
-    for worker in state.live_workers():
+    refusing, undecided = 0, state.census.workers_with.get(kind, 0)
+    for worker_id in refused:
+        worker = state.workers.get(worker_id)
+        if worker is None or worker.state is not WorkerState.LIVE:
+            refusing += 1
+            continue
         devices = [belief for belief in worker.devices.values() if belief.device.kind == kind]
-        if any(belief.load_failures.get(variant_id, 0) < LOAD_TRIES_MAX for belief in devices):
-            undecided += 1
-            refused.discard(worker.worker_id)
-    return len(refused) >= REFUSING_WORKERS or (bool(refused) and not undecided)
+        if devices and all(belief.load_failures.get(variant_id, 0) >= LOAD_TRIES_MAX for belief in devices):
+            undecided -= 1
+            refusing += 1
+        elif not devices:
+            refusing += 1
+    return refusing >= REFUSING_WORKERS or (refusing > 0 and not undecided)
 
 
 class Fitness:
@@ -99,20 +105,23 @@ class Fitness:
     def _look(self, variant_id: VariantId) -> None:
         kinds = refusing_kinds(self._state, variant_id) if self._state.refusals else set[str]()
         self._bad_kinds[variant_id] = kinds
-        beliefs = [belief for worker in self._state.live_workers() for belief in worker.devices.values()]
-        fitting = [b.device.memory_bytes for b in beliefs if fits_alone(self._state, b, variant_id)]
-        self._least[variant_id] = min(fitting) if fitting else max((b.device.memory_bytes for b in beliefs), default=0)
+        sizes = [size for _, size in self._state.census.shapes]
+        fitting = [size for size in sizes if fits_alone(self._state, size, variant_id)]
+        self._least[variant_id] = min(fitting) if fitting else max(sizes, default=0)
 
 
 def failed_everywhere(state: State, variant_id: VariantId) -> bool:
     """Whether no device present is left to try: each refused, is of a kind that refuses, or is too small where a larger
     one had a say."""
-    beliefs = [belief for worker in state.live_workers() for belief in worker.devices.values()]
     kinds = refusing_kinds(state, variant_id)
-    refused = [_refuses(b, variant_id, kinds) for b in beliefs]
-    if not any(refused):
-        return False
-    return all(no or not fits_alone(state, b, variant_id) for no, b in zip(refused, beliefs, strict=True))
+    refused = False
+    for worker in state.workers.values():  # as a rule the first that is asked is one to try
+        for belief in worker.devices.values() if worker.state is WorkerState.LIVE else ():
+            if _refuses(belief, variant_id, kinds):
+                refused = True
+            elif fits_alone(state, belief.device.memory_bytes, variant_id):
+                return False
+    return refused
 
 
 def _holds(belief: DeviceBelief, variant_id: VariantId) -> bool:
@@ -128,11 +137,11 @@ def _refuses(belief: DeviceBelief, variant_id: VariantId, kinds: set[str]) -> bo
 
 def explain_no_fit(state: State, variant_id: VariantId) -> str:
     """One sentence: what a variant needs, and what each kind of device present has. "" where one has enough."""
-    beliefs = [belief for worker in state.live_workers() for belief in worker.devices.values()]
-    if not beliefs or any(fits_alone(state, belief, variant_id) for belief in beliefs):
+    shapes = state.census.shapes
+    if not shapes or any(fits_alone(state, size, variant_id) for _, size in shapes):
         return ""
     most: dict[str, int] = {}
-    for belief in beliefs:
-        most[belief.device.kind] = max(most.get(belief.device.kind, 0), belief.device.memory_bytes)
+    for kind, size in shapes:
+        most[kind] = max(most.get(kind, 0), size)
     has = ", ".join(f"{kind} has {size / 1e9:.1f} GB" for kind, size in sorted(most.items()))
     return f"{state.name_of(variant_id)} needs about {state.need_bytes(variant_id) / 1e9:.1f} GB and {has}"

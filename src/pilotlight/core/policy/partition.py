@@ -55,11 +55,19 @@ class Claim:
     used_at_s: float
     slots: list[Slot] = field(default_factory=list[Slot])
     displaced: bool = False
+    elsewhere: int = 0
+    """Devices that hold it and are not planned now; what those do: `replicas_elsewhere`, as (ready after s, rows/s)."""
+    replicas_elsewhere: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+
+    @property
+    def devices(self) -> int:
+        """Devices that are to hold it."""
+        return len(self.slots) + self.elsewhere
 
     @property
     def served(self) -> float:
         """Devices per unit of weight."""
-        return len(self.slots) / self.weight
+        return self.devices / self.weight
 
 
 def job_claims(state: State, estimates: Estimates) -> list[Claim]:
@@ -220,16 +228,16 @@ class Partition:
 
     def _gains(self, claim: Claim, slot: Slot) -> bool:
         """Whether a variant would be done sooner with one more device, by enough to be worth the load."""
-        if not claim.slots:
+        if not claim.devices:
             return True
-        if len(claim.slots) >= claim.rows:
+        if claim.devices >= claim.rows:
             return False
         end = self._finish_s(claim)
         return end > LOAD_MARGIN * self._cost(claim, slot)
 
     def _finish_s(self, claim: Claim) -> float:
         """When all that is left of a variant would be done by the devices that it has; infinite where none is rated."""
-        replicas: list[tuple[float, float]] = []
+        replicas = claim.replicas_elsewhere.copy()
         for slot in claim.slots:
             rate = self._estimates.rate(slot.worker, slot.belief, claim.variant_id)
             if rate:

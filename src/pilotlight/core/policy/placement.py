@@ -40,9 +40,12 @@ class WorkerPlan:
     why: str
 
 
-def plan(state: State, now: float, keep_alive_s: float) -> list[tuple[Worker, WorkerPlan]]:
-    """A plan for every worker that may get work."""
-    return _Plan(state, now, keep_alive_s).make()
+def plan(
+    state: State, now: float, keep_alive_s: float, some: list[Worker] | None = None
+) -> list[tuple[Worker, WorkerPlan]]:
+    """A plan for every worker that may get work; or for `some` of these, while the others stay as they are: then who
+    holds something keeps it, and room is given away, but nobody takes a device from anybody."""
+    return _Plan(state, now, keep_alive_s).make(some)
 
 
 class _Plan:
@@ -55,24 +58,27 @@ class _Plan:
         self._estimates = Estimates(state, now)
         self._fitness = Fitness(state, now)
 
-    def make(self) -> list[tuple[Worker, WorkerPlan]]:
-        workers = self._state.live_workers()
+    def make(self, some: list[Worker] | None) -> list[tuple[Worker, WorkerPlan]]:
+        workers = self._state.live_workers() if some is None else some
         slots: dict[tuple[str, DeviceId], Slot] = {}
         for worker in workers:
             for device_id, belief in worker.devices.items():
                 if not rests(belief, self._now):
                     slots[worker.worker_id, device_id] = Slot(worker, belief)
-        claims = job_claims(self._state, self._estimates)
+        claims, pins = job_claims(self._state, self._estimates), pin_claims(self._state)
+        if some is not None:
+            for claim in (*claims, *pins):
+                others = self._estimates.elsewhere(claim.variant_id, some)
+                claim.elsewhere, claim.replicas_elsewhere = others
         self._needed = {claim.variant_id for claim in claims}
-        self._divide(list(slots.values()), claims, take_turns=True)
-        pins = pin_claims(self._state)
+        self._divide(list(slots.values()), claims, take=some is None, take_turns=True)
         needed = {key: [claim.variant_id for claim in slot.claims] for key, slot in slots.items()}
         if pins:
             for key, slot in slots.items():
                 slot.fixed = len(slot.claims)
                 slot.fixed_bytes = self._bytes(slot.belief, needed[key])
                 slot.claims = []
-            self._divide(list(slots.values()), pins, take_turns=False)
+            self._divide(list(slots.values()), pins, take=some is None, take_turns=False)
         plans: list[tuple[Worker, WorkerPlan]] = []
         for worker in workers:
             devices: dict[DeviceId, DevicePlan] = {}
@@ -88,13 +94,14 @@ class _Plan:
             plans.append((worker, WorkerPlan(devices, parks, self._why(worker, devices, parks))))
         return plans
 
-    def _divide(self, slots: list[Slot], claims: list[Claim], *, take_turns: bool) -> None:
+    def _divide(self, slots: list[Slot], claims: list[Claim], *, take: bool, take_turns: bool) -> None:
         partition = Partition(slots, claims, self._fitness, self._estimates, self._now)
         partition.hold()
         partition.spread()
-        partition.rescue(turns=take_turns)
-        if take_turns:
-            partition.balance()
+        if take:
+            partition.rescue(turns=take_turns)
+            if take_turns:
+                partition.balance()
 
     def _bytes(self, belief: DeviceBelief, variants: list[VariantId]) -> int:
         return sum(self._fitness.need_bytes(belief, variant_id) for variant_id in variants)

@@ -65,7 +65,7 @@ def last_rows(state: State, jobs: list[Job], worker: Worker, part: float) -> dic
         if job.exhausted and len(job.pending) <= job.appetite:
             held = [state.leases[lease_id] for lease_id in worker.leases]
             own = sum(len(lease.open) for lease in held if lease.job_id == job.job_id)
-            left = len(job.pending) + sum(len(state.leases[lease_id].open) for lease_id in job.leases)
+            left = len(job.pending) + job.leased
             most[job.job_id] = min(len(job.pending), max(0, ceil(left * part) - own))
     return most
 
@@ -74,10 +74,12 @@ def make_way(state: State, job: Job, now: float) -> list[Lease]:
     """Leases of other jobs to ask back, so that a job that holds nothing does not wait for slow replicas to work off
     what they were given before it came. Of no more workers than it has rows."""
     rivals = {other.job_id: other for other in state.jobs_of(job.variant_id) if other is not job and other.leases}
+    if not rivals:
+        return []
     workers = [worker for worker in state.live_workers() if worker.capacity(job.variant_id, now)]
     workers.sort(key=lambda worker: -worker.rate.get(job.variant_id, 0.0))
     found: list[Lease] = []
-    for worker in workers[: len(job.pending)] if rivals else ():
+    for worker in workers[: len(job.pending)]:
         if _makes_wait(state, worker, job, now):
             leases = [state.leases[lease_id] for lease_id in worker.leases]
             found += [lease for lease in leases if lease.job_id in rivals and _may_ask(lease)]

@@ -7,8 +7,6 @@ that others would finish sooner.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 READ_ROWS_MIN = 1024
 READ_ROWS_MAX = 65_536
 
@@ -18,21 +16,17 @@ def lease_target(capacity: int, rate: float, horizon_s: float) -> int:
     return max(2 * capacity, int(rate * horizon_s))
 
 
-def wants_more(outstanding: int, target: int, capacity: int) -> bool:
-    """Whether to grant now: well before the worker runs dry, and not for every single row that comes back."""
-    return outstanding <= max(target - max(capacity // 2, 1), target * 3 // 4)
+def low_water(target: int, capacity: int) -> int:
+    """With so many rows or fewer a worker gets more: well before it runs dry, and not for every single row."""
+    return max(target - max(capacity // 2, 1), target * 3 // 4)
 
 
-def last_rows(pending: int, own: tuple[int, float], all_workers: Iterable[tuple[int, float]]) -> int:
-    """How many of the last `pending` rows a worker may have so that it ends with all others, give or take a row.
+def last_rows(rows: int, own: tuple[int, float], speed: float, fastest: float) -> int:
+    """How many of the last rows a worker may have so that it ends with all others, give or take a row.
 
-    Workers, the asking one among them, as (rows held, rows per second).
+    rows: pending, and held by all workers together. own: rows that this one holds, and its rate. speed, fastest: all
+    rates together, and the highest. Rates in rows per second.
     """
-    rows, speed, fastest = pending, 0.0, 0.0
-    for held, rate in all_workers:
-        rows += held
-        speed += rate
-        fastest = max(fastest, rate)
     end_s = rows / speed + 1.0 / fastest
     return max(0, int(own[1] * end_s + 1e-6) - own[0])
 
