@@ -9,6 +9,7 @@ in proportion to weight that make loads cheap beside the work. Who is about to b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
@@ -76,7 +77,7 @@ def job_claims(state: State, estimates: Estimates) -> list[Claim]:
     for variant_id in state.active_variants():
         jobs = [job for job in state.jobs.values() if job.variant_id == variant_id]
         running = [job for job in jobs if job.state is JobState.RUNNING]
-        weight = sum(job.weight for job in running or jobs)
+        weight = math.fsum(job.weight for job in running or jobs)
         rows, exact = estimates.rows_left(variant_id)
         claims.append(Claim(variant_id, weight, rows, exact, bool(running), state.used_at_s.get(variant_id, 0.0)))
     return sorted(claims, key=lambda claim: claim.used_at_s)
@@ -253,7 +254,7 @@ class Partition:
         idle.pop(claim.variant_id, None)
         taken = sum(replica.memory_bytes for replica in idle.values()) + slot.fixed_bytes
         if idle and need + taken > belief.device.memory_bytes:
-            cost += sum(self._estimates.load_s(worker, belief, v) for v in idle)
+            cost += math.fsum(self._estimates.load_s(worker, belief, v) for v in idle)
         return cost
 
     def _by_cost(self, claim: Claim) -> list[Slot]:
