@@ -10,7 +10,7 @@ from pilotlight.core import events as ev
 from pilotlight.core.decisions import ManagerDecision, Note, RecordAttempts, WriteFailure
 from pilotlight.core.model import DeviceBelief, DeviceId, Job, VariantId, Worker
 from pilotlight.core.policy import fit, placement, retry
-from pilotlight.core.ranges import IndexSet
+from pilotlight.core.ranges import IndexSet, span_count
 from pilotlight.core.state import State
 from pilotlight.core.transitions import ReplicaState
 
@@ -58,6 +58,8 @@ class Blame:
             if rows:
                 held.append((job, rows))
         total = sum(len(rows) for _, rows in held)
+        # what ended it may be a row of a job that is over, of an earlier manager's lease, or one that runs elsewhere too
+        alone = sum(map(span_count, event.rows.values())) == 1
         lost = min(total, event.started)
         self._state.rows_lost += lost
         name = self._state.name_of(event.variant_id)
@@ -70,7 +72,7 @@ class Blame:
         if held:
             retry.remember(belief, (event.worker_id, event.device_id), event.variant_id, held, proved=proved)
         for job, rows in held:
-            self._blame_rows(belief, job, rows, event, charge=total == 1 and (proved or belief.worked))
+            self._blame_rows(belief, job, rows, event, alone=alone, charge=alone and (proved or belief.worked))
         if retry.is_hopeless(belief, event.variant_id):
             self._refund(belief)
             reason = f"its replicas die whatever they run: {event.reason}"
@@ -89,14 +91,14 @@ class Blame:
             self._out.append(RecordAttempts(job_id, ((index, self._state.jobs[job_id].attempts[index]),)))
 
     def _blame_rows(
-        self, belief: DeviceBelief, job: Job, rows: IndexSet, event: ev.ReplicaDied, *, charge: bool
+        self, belief: DeviceBelief, job: Job, rows: IndexSet, event: ev.ReplicaDied, *, alone: bool, charge: bool
     ) -> None:
         if len(rows) > 1:
             job.suspects.extend(retry.halves(rows))
             return
         job.suspects.insert(0, rows)  # behind all others, whose results may speak for the device
         index = next(rows.indices())
-        if event.kind == OUT_OF_MEMORY:
+        if alone and event.kind == OUT_OF_MEMORY:
             job.outgrown_bytes[index] = max(job.outgrown_bytes.get(index, 0), belief.device.memory_bytes)
             largest = fit.largest_bytes(self._state.live_workers(), job.variant_id, self._now)
             charge = charge and belief.device.memory_bytes >= largest
