@@ -37,3 +37,14 @@ def test_a_suspect_runs_on_another_device_than_it_died_on(workers: int, devices:
         for index, (one, two) in places(world).items():
             assert one != two, f"row {index} died on {one} and, alone, there again"
         world.check_outputs()
+
+
+def test_a_row_too_large_for_all_devices_does_not_wait_for_any_of_them() -> None:
+    world = World()
+    for _ in range(3):
+        world.add_worker("small", 12)
+    job = world.submit(12)
+    world.outgrows = {7: 12}
+    world.settle()
+    assert world.jobs[job].output[7] == "out_of_memory"
+    assert [answer for answer in world.jobs[job].output.values() if answer != "result"] == ["out_of_memory"]

@@ -260,7 +260,7 @@ class Allocation:
         for job, at in _in_question(suspicious):
             rows = job.suspects[at]
             avoid = self._avoid(worker, job, rows)
-            if avoid and not self._others_serve(worker, avoid, job) and self._other_can(worker, job):
+            if avoid and not self._others_serve(worker, avoid, job) and self._other_can(worker, job, rows):
                 continue
             if len(rows) == 1 and self._larger_elsewhere(worker, job, next(rows.indices())):
                 continue
@@ -293,10 +293,10 @@ class Allocation:
         others = (belief for other_id, belief in worker.devices.items() if other_id not in avoid)
         return any(serves(belief, job.variant_id, self._now) for belief in others)
 
-    def _other_can(self, worker: Worker, job: Job) -> bool:
-        """Whether a job's rows could run on another worker."""
-        others = (w for w in self._state.live_workers() if w is not worker)
-        return any(serves(belief, job.variant_id, self._now) for w in others for belief in w.devices.values())
+    def _other_can(self, worker: Worker, job: Job, rows: IndexSet) -> bool:
+        """Whether a job's rows could run on another worker, on a device that they need not avoid as well."""
+        others = (other for other in self._state.live_workers() if other is not worker)
+        return any(self._others_serve(other, self._avoid(other, job, rows), job) for other in others)
 
     def _grant(self, worker: Worker, lease: Lease, why: str, avoid: tuple[DeviceId, ...] = ()) -> None:
         spans = tuple(lease.open.spans())
