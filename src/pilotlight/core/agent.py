@@ -22,7 +22,7 @@ from pilotlight.core.decisions import (
     SendReturned,
     SendStopped,
 )
-from pilotlight.core.model import Device, DeviceId, JobId, LeaseId, ReplicaId, VariantId
+from pilotlight.core.model import SLEPT_S, Device, DeviceId, JobId, LeaseId, ReplicaId, VariantId
 from pilotlight.core.ranges import IndexSet, Span, span_count
 from pilotlight.core.residence import RESTART_S_MAX, Held, Residences, Slot
 from pilotlight.core.transitions import REPLICA, ReplicaState, step
@@ -78,11 +78,13 @@ class Agent:
     def handle(self, event: ev.AgentEvent, now: float) -> list[AgentDecision]:
         """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""
         assert now >= self._now, "time went backwards"
-        self._now = now
+        slept_s, self._now = now - self._now, now
         self._out = []
         self.residences.begin(self._out, now)
         if self.exiting:
             return self._out
+        if slept_s >= SLEPT_S:
+            self._slept(slept_s)
         match event:
             case ev.RowsFinished():
                 self._finished(event)
@@ -379,6 +381,12 @@ class Agent:
             return
         self.residences.tick()
         self._settle()
+
+    def _slept(self, seconds: float) -> None:
+        """Nothing was heard of replicas and managers because nobody listened. A drain ends when it ends."""
+        self.residences.slept_through(seconds)
+        if self.orphaned_until_s is not None:
+            self.orphaned_until_s += seconds
 
     # --- what must hold
 

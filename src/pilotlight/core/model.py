@@ -19,6 +19,10 @@ VariantId = str
 LeaseId = str
 ReplicaId = str
 
+SLEPT_S = 1.0
+"""A machine that took in nothing for so long did not run (it was stopped, or its disk stood still), since ticks come
+four times a second. What others said meanwhile was not heard, so no deadline of theirs runs while it sleeps."""
+
 
 @dataclass(frozen=True, slots=True)
 class Device:

@@ -284,6 +284,16 @@ class Residences:
         replica.kill_at_s = self._now + STOP_GRACE_S  # once more, should it survive
         self._out.append(StopReplica(replica.replica_id, kill=True))
 
+    def slept_through(self, seconds: float) -> None:
+        """The agent did not run for so long: what replicas did and copies became is not heard yet."""
+        for replica in self.replicas.values():
+            replica.progress_at_s += seconds
+            replica.load_until_s += seconds
+            if replica.kill_at_s is not None:
+                replica.kill_at_s += seconds
+        for copy in self.copies.values():
+            copy.until_s += seconds
+
     def tick(self) -> None:
         """End what takes too long: loads, requests, ends, falling asleep, waking, copies."""
         for replica in self.replicas.values():

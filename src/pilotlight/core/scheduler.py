@@ -20,7 +20,7 @@ from pilotlight.core.decisions import (
     Note,
 )
 from pilotlight.core.fetches import Fetches
-from pilotlight.core.model import Copy, DeviceBelief, Job, Lease, Replica, Worker, WorkerId
+from pilotlight.core.model import SLEPT_S, Copy, DeviceBelief, Job, Lease, Replica, Worker, WorkerId
 from pilotlight.core.policy import retry, sharing
 from pilotlight.core.ranges import span_count
 from pilotlight.core.recovery import job_from, worker_from
@@ -61,10 +61,12 @@ class Scheduler:
     def handle(self, event: ev.ManagerEvent, now: float) -> list[ManagerDecision]:  # noqa: C901, PLR0912 - one line per event
         """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""
         assert now >= self._now, "time went backwards"
-        self._now = now
+        slept_s, self._now = now - self._now, now
         self._out = self._allocation.begin(now)
         self._blame.begin(self._out, now)
         self._fetches.begin(self._out, now)
+        if slept_s >= SLEPT_S:
+            self._slept(slept_s)
         match event:
             case ev.RowsWritten():
                 self._rows_written(event)
@@ -427,6 +429,11 @@ class Scheduler:
         self._allocation.place()
 
     # --- time
+
+    def _slept(self, seconds: float) -> None:
+        """Nobody was heard because nobody listened."""
+        for worker in self.state.workers.values():
+            worker.deadline_s += seconds
 
     def _tick(self) -> None:
         self._fetches.tick()

@@ -354,13 +354,19 @@ class Machine:
         process.began_s = self._clock.now
         if self._dies(process, work, spans):
             return
-        if any(start <= index < stop for index in work.hangs for start, stop in spans):
+        if self._hangs(process):
             return  # nothing more is heard of it until the agent's patience ends
         took_s = seconds / self.kind.speed
         self._after(process.replica_id, took_s, lambda: self._stepped(process))
         patience_s = work.request_timeout_s / 4
         if took_s > patience_s:
             self._progress(process, patience_s, self._clock.now + took_s)
+
+    def _hangs(self, process: Process) -> bool:
+        if process.step is None:
+            return False
+        _, job_id, spans, _ = process.step
+        return any(start <= index < stop for index in self._around.works[job_id].hangs for start, stop in spans)
 
     def _progress(self, process: Process, every_s: float, until_s: float) -> None:
         """A step that takes long says so now and then."""
