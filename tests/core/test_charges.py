@@ -1,4 +1,4 @@
-"""Who is charged an attempt: a row whose replica died while it ran with nothing beside it, whatever the manager knows."""
+"""Who is charged an attempt: a row whose replica died while it ran alone, whatever the manager knows of the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine that did not run for a while (stopped, suspended, on a disk that stood still) blames nobody for the silence."""
+"""A machine that did not run for a while (stopped, suspended, on a stalled disk) blames nobody for the silence."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Blame:
             if rows:
                 held.append((job, rows))
         total = sum(len(rows) for _, rows in held)
-        # what ended it may be a row of a job that is over, of an earlier manager's lease, or one that runs elsewhere too
+        # what ended it may be a row of a job that is over, of an earlier manager's lease, or one that is run twice
         alone = sum(map(span_count, event.rows.values())) == 1
         lost = min(total, event.started)
         self._state.rows_lost += lost

@@ -293,6 +293,7 @@ class Residences:
                 replica.kill_at_s += seconds
         for copy in self.copies.values():
             copy.until_s += seconds
+            copy.alone_s += seconds
 
     def tick(self) -> None:
         """End what takes too long: loads, requests, ends, falling asleep, waking, copies."""
