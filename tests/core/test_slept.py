@@ -55,6 +55,7 @@ def test_nor_ends_a_load_a_copy_or_itself() -> None:
     files = Variant("f", "f", 5, has_files=True)
     agent.handle(ev.ManagerFound(1), 0.0)
     agent.handle(ev.WantsChanged(1, 1, (("gpu0", VARIANT, Level.LIVE), ("", files, Level.PARKED))), 0.0)
+    agent.handle(ev.SourceNamed(1, "f", ""), 0.0)
     agent.handle(ev.ManagerLost(), 0.0)
     assert ticked(agent, 0.25, 5.0) == []
     assert ticked(agent, LOAD_S_MAX + 5.0, LOAD_S_MAX + 10.0) == []

@@ -292,8 +292,8 @@ class Residences:
             if replica.kill_at_s is not None:
                 replica.kill_at_s += seconds
         for copy in self.copies.values():
-            copy.until_s += seconds
-            copy.alone_s += seconds
+            if copy.state == "making":
+                copy.until_s += seconds
 
     def tick(self) -> None:
         """End what takes too long: loads, requests, ends, falling asleep, waking, copies."""

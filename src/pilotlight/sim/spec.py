@@ -74,8 +74,8 @@ class Work:
 class Pace:
     """How finely time is cut, and how long messages take.
 
-    step_s: a replica answers as many rows at a time as take so long. tick_s: between ticks of manager and agents; from 1 s
-    on (`core.model.SLEPT_S`) silence and hangs are not noticed, so a coarse tick is for worlds without those.
+    step_s: a replica answers as many rows at a time as take so long. tick_s: between ticks of manager and agents;
+    from 1 s on (`core.model.SLEPT_S`) silence and hangs are not noticed: a coarse tick is for worlds without those.
     heard_s: between a worker's signs of life. message_s, jitter_s: a message takes the first and up to the second more.
     notice_s: until a broken connection is noticed; dial_s: until a worker dials again. read_s: a read of input.
     """
