@@ -120,7 +120,7 @@ class Cluster:
                 Shared(self.clock, kind.disk_bytes_per_s),
                 Shared(self.clock, kind.link_bytes_per_s, per_reader=kind.link_bytes_per_s),
             )
-        machine = self.machines[name] = Machine(name, self.hosts[host], self._around)
+        machine = self.machines[name] = Machine(name, kind, self.hosts[host], self._around)
         self._count(kind.name, 1)
         self.meter.joined += 1
         self.clock.after(self.pace.tick_s, lambda: self._tick_machine(machine))
