@@ -34,7 +34,7 @@ class Life:
 def lives(scenario: Scenario) -> Iterator[Life]:
     """All lives that begin before the scenario gives up, in the order in which they begin."""
     groups = [_group(scenario, supply, number) for number, supply in enumerate(scenario.workers, 1)]
-    return (life for _, _, life in heapq.merge(*groups))
+    return (life for _, _, life in heapq.merge(*groups, key=_order))
 
 
 def _group(scenario: Scenario, supply: Supply, number: int) -> Iterator[tuple[float, str, Life]]:
@@ -57,7 +57,12 @@ def _group(scenario: Scenario, supply: Supply, number: int) -> Iterator[tuple[fl
             points.append((at_s, present))
     if points:
         made.append(_levels(supply, scenario.kinds[supply.kind], points, f"{number}-t", chance))
-    return heapq.merge(*map(_keyed, made))
+    return heapq.merge(*map(_keyed, made), key=_order)
+
+
+def _order(keyed: tuple[float, str, Life]) -> tuple[float, str]:
+    """Two workers of one host may come at once."""
+    return keyed[:2]
 
 
 def _keyed(each: Iterator[Life]) -> Iterator[tuple[float, str, Life]]:
@@ -71,7 +76,8 @@ def _slot(scenario: Scenario, supply: Supply, kind: Kind, name: str, start_s: fl
     while start_s < min(ends_s, scenario.give_up_s):
         life += 1
         stop_s = min(ends_s, start_s + chance.exponential(supply.life_s) if supply.life_s else float("inf"))
-        yield Life(start_s, stop_s, kind, name if supply.keeps_disk else f"{name}.{life}", supply.notice_s)
+        host = supply.host or (name if supply.keeps_disk else f"{name}.{life}")
+        yield Life(start_s, stop_s, kind, host, supply.notice_s)
         start_s = stop_s + (chance.exponential(supply.away_s) if supply.away_s else 0.0)
 
 

@@ -50,7 +50,7 @@ class Supply:
     end, scale: workers per instance. nodes: a CSV of gpu_model, gpu_capacity_num, a line per node; each is a slot, of
     the kind that `gpus` gives for its model, `count` of them drawn (0: all); others are left out.
     notice_s: warning before a preemption. keeps_disk: whether the next worker of a slot finds what the last one's disk
-    held.
+    held. host: the machine that they all are on, where it has a name: workers of one share its disk and what it can do.
     """
 
     kind: str = ""
@@ -68,6 +68,7 @@ class Supply:
     gpus: dict[str, str] = field(default_factory=dict[str, str])
     notice_s: float = 0.0
     keeps_disk: bool = False
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
