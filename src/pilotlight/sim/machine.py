@@ -16,9 +16,10 @@ from pilotlight.core.agent import Agent
 from pilotlight.core.model import Device
 from pilotlight.core.ranges import IndexSet, Span, span_count
 from pilotlight.core.transitions import Level, ReplicaState
-from pilotlight.sim.clock import Clock, Timer
+from pilotlight.sim.clock import Clock
 from pilotlight.sim.links import Shared, Transfer
 from pilotlight.sim.meter import Meter
+from pilotlight.sim.process import Process
 from pilotlight.sim.spec import Kind, Model, Pace, Work
 
 DIES_AFTER_S = 0.05
@@ -58,31 +59,6 @@ class Surroundings:
     source: Callable[[str], Shared | None]
     send: Callable[[Machine, ev.ManagerEvent | Results], None]
     left: Callable[[Machine, str], None]
-
-
-@dataclass(slots=True)
-class Process:
-    """A replica's process. `held`: (lease, job, rows) in the order in which they came, but jobs take turns."""
-
-    replica_id: str
-    device_id: str
-    model: Model
-    live: bool = False
-    held: deque[tuple[str, str, IndexSet]] = field(default_factory=deque[tuple[str, str, IndexSet]])
-    step: tuple[str, str, list[Span], float] | None = None
-    """What it works on: lease, job, rows, seconds on a device of speed 1."""
-    began_s: float = 0.0
-    timers: list[Timer] = field(default_factory=list[Timer])
-    reads: list[tuple[Shared, Transfer]] = field(default_factory=list[tuple[Shared, Transfer]])
-    load_s: float = 0.0
-    stages: dict[str, float] = field(default_factory=dict[str, float])
-    answered: int = 0
-
-    @property
-    def busy(self) -> bool:
-        """Whether it works on rows or loads, rather than sleeps or waits."""
-        loads = bool(self.reads) or any(timer.what is not None for timer in self.timers)
-        return self.step is not None or (not self.live and loads)
 
 
 class Machine:
