@@ -22,13 +22,15 @@ from pilotlight.sim.spec import Kind
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """A worker from its start to its end (inf: it stays), both in seconds. host: what its disk is known by."""
+    """A worker from its start to its end (inf: it stays), both in seconds. host: what its disk is known by. deaths_s:
+    when a replica of it is killed."""
 
     start_s: float
     stop_s: float
     kind: Kind
     host: str
     notice_s: float = 0.0
+    deaths_s: tuple[float, ...] = ()
 
 
 def lives(scenario: Scenario) -> Iterator[Life]:
@@ -77,7 +79,8 @@ def _slot(scenario: Scenario, supply: Supply, kind: Kind, name: str, start_s: fl
         life += 1
         stop_s = min(ends_s, start_s + chance.exponential(supply.life_s) if supply.life_s else float("inf"))
         host = supply.host or (name if supply.keeps_disk else f"{name}.{life}")
-        yield Life(start_s, stop_s, kind, host, supply.notice_s)
+        deaths_s = tuple(at_s for at_s in supply.deaths_s if start_s <= at_s < stop_s)
+        yield Life(start_s, stop_s, kind, host, supply.notice_s, deaths_s)
         start_s = stop_s + (chance.exponential(supply.away_s) if supply.away_s else 0.0)
 
 

@@ -90,7 +90,7 @@ def calibrated(run: Run, title: str) -> Calibrated:
             )
             for job in jobs
         ),
-        tuple(_supply(stay, kind_of[stay.worker_id].kind.name, began_s, ended_s) for stay in stays),
+        tuple(_supply(run, stay, kind_of[stay.worker_id].kind.name, began_s, ended_s) for stay in stays),
         origin=_origin(run),
         pace=_pace(run, jobs, rates),
     )
@@ -119,10 +119,10 @@ def _names(keys: Iterable[str], names: Iterable[str]) -> dict[str, str]:
 
 
 def _groups(stays: Sequence[Stay], rates: Rates) -> list[_Group]:
-    """Workers with devices alike, and speeds alike where these were measured."""
+    """Workers with devices alike, and speeds alike where these were measured. What a host has free varies anyway."""
     alike: dict[tuple[object, ...], list[Stay]] = defaultdict(list)
     for stay in stays:
-        alike[tuple((d.kind, d.is_host, f"{d.memory_bytes:.0e}") for d in stay.devices)].append(stay)
+        alike[tuple((d.kind, d.is_host or f"{d.memory_bytes:.0e}") for d in stay.devices)].append(stay)
     return [group for members in alike.values() for group in _by_speed(members, rates)]
 
 
@@ -326,14 +326,21 @@ def _middle(durations: Sequence[float]) -> float:
     return 0.0
 
 
-def _supply(stay: Stay, kind: str, began_s: float, ended_s: float) -> Supply:
+def _supply(run: Run, stay: Stay, kind: str, began_s: float, ended_s: float) -> Supply:
     """One worker. One that said that it would go has until the end of its notice; it may be done before."""
     gone_s, notice_s = stay.lost_s, 0.0
     if stay.leaving_s is not None and stay.grace_s > 0:
         gone_s, notice_s = stay.leaving_s + stay.grace_s, stay.grace_s
     until_s = None if gone_s is None or gone_s - notice_s >= ended_s else _since(gone_s, began_s)
+    deaths_s = tuple(_since(d.at_s, began_s) for d in run.deaths if d.worker_id == stay.worker_id and d.at_s < ended_s)
     return Supply(
-        kind, 1, from_s=_since(stay.joined_s, began_s), until_s=until_s, notice_s=_round(notice_s), host=stay.host
+        kind,
+        1,
+        from_s=_since(stay.joined_s, began_s),
+        until_s=until_s,
+        notice_s=_round(notice_s),
+        host=stay.host,
+        deaths_s=deaths_s,
     )
 
 
@@ -345,7 +352,6 @@ def _notes(run: Run, jobs: Sequence[JobRun]) -> list[str]:
     """What the scenario leaves out or can't know."""
     said = [
         (len(run.jobs) - len(jobs), "of the run's jobs did not complete, and are left out"),
-        (len(run.deaths), "deaths of replicas are left out"),
         (sum(stay.silent for stay in run.stays), "workers fell silent, and are lost at once when that was noticed"),
         (run.managers - 1, "times another manager went on, which is left out"),
         (run.lost_lines, "lines of the log are missing"),

@@ -151,6 +151,13 @@ class Cluster:
         if name in self.machines:
             self.machines[name].kill_replica(replica_id)
 
+    def kill_a_replica(self, name: str) -> None:
+        """The first replica that lives of a worker is killed, if one does."""
+        machine = self.machines.get(name)
+        live = [process.replica_id for process in machine.processes.values() if process.live] if machine else []
+        if live:
+            self.kill_replica(name, live[0])
+
     def cut(self, name: str) -> None:
         """A connection breaks; both ends notice, and the worker dials again."""
         machine = self.machines.get(name)

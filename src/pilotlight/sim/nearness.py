@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pilotlight.core.allocation import Options
 from pilotlight.core.transitions import JobState
-from pilotlight.sim.availability import Life, lives
 from pilotlight.sim.calibrate import Calibrated
 from pilotlight.sim.cluster import Cluster
+from pilotlight.sim.trial import pervasive
 
 ERROR_MAX = 0.1
 """A simulated time that is off by more, as a part of the real one, is too far."""
@@ -33,22 +32,9 @@ class Compared:
 
 def play(found: Calibrated) -> Cluster:
     """Simulate the scenario as it is, to its end or to ten times what the run took."""
-    scenario = found.scenario
-    policy = scenario.policy
-    options = Options(policy.silence_s, policy.horizon_s, policy.hedge_after_s, policy.keep_alive_s)
-    cluster = Cluster(scenario.models, options=options, pace=scenario.pace, origin=scenario.origin, seed=scenario.seed)
-
-    def live(life: Life) -> None:
-        name = cluster.arrive(life.kind, life.host)
-        if life.stop_s < float("inf"):
-            cluster.clock.at(life.stop_s - life.notice_s, lambda: cluster.depart(name, life.notice_s))
-
-    for work in sorted(scenario.jobs, key=lambda work: work.at_s):
-        cluster.clock.at(work.at_s, lambda work=work: cluster.submit(work))
-    for life in lives(scenario):
-        cluster.clock.at(life.start_s, lambda life=life: live(life))
+    cluster, jobs = pervasive(found.scenario), len(found.scenario.jobs)
     took_s = max(job.ended_s or 0.0 for job in found.jobs) - found.began_s
-    cluster.clock.run(lambda: len(cluster.outputs) == len(scenario.jobs) and cluster.all_ended(), 10 * took_s)
+    cluster.clock.run(lambda: len(cluster.outputs) == jobs and cluster.all_ended(), 10 * took_s)
     cluster.close()
     return cluster
 

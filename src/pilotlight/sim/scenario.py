@@ -51,6 +51,7 @@ class Supply:
     the kind that `gpus` gives for its model, `count` of them drawn (0: all); others are left out.
     notice_s: warning before a preemption. keeps_disk: whether the next worker of a slot finds what the last one's disk
     held. host: the machine that they all are on, where it has a name: workers of one share its disk and what it can do.
+    deaths_s: when a replica of each worker in a slot is killed, if one is live.
     """
 
     kind: str = ""
@@ -69,6 +70,7 @@ class Supply:
     notice_s: float = 0.0
     keeps_disk: bool = False
     host: str = ""
+    deaths_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,17 @@ def _switched(scenario: Scenario) -> Scenario:
 
 
 def _pervasive(scenario: Scenario) -> tuple[float, Meter]:
-    """The real core, through a cluster."""
+    cluster = pervasive(scenario)
+    jobs = len(scenario.jobs)
+    cluster.clock.run(lambda: len(cluster.outputs) == jobs and cluster.all_ended(), scenario.give_up_s)
+    cluster.close()
+    outputs = cluster.outputs.values()
+    ended = len(outputs) == jobs and all(output.ended is JobState.COMPLETED for output in outputs)
+    return (cluster.clock.now if ended else float("inf")), cluster.meter
+
+
+def pervasive(scenario: Scenario) -> Cluster:
+    """The real core in a scenario's world, before anything has happened."""
     policy = scenario.policy
     options = Options(
         silence_s=policy.silence_s,
@@ -115,15 +125,12 @@ def _pervasive(scenario: Scenario) -> tuple[float, Meter]:
         if life.stop_s < float("inf"):
             warned_s = max(clock.now, life.stop_s - life.notice_s)
             clock.at(warned_s, lambda: cluster.depart(name, life.stop_s - warned_s))
+        for at_s in life.deaths_s:
+            clock.at(at_s, lambda: cluster.kill_a_replica(name))
         next_life()
 
     next_life()
-    jobs = len(scenario.jobs)
-    clock.run(lambda: len(cluster.outputs) == jobs and cluster.all_ended(), scenario.give_up_s)
-    cluster.close()
-    outputs = cluster.outputs.values()
-    ended = len(outputs) == jobs and all(output.ended is JobState.COMPLETED for output in outputs)
-    return (clock.now if ended else float("inf")), cluster.meter
+    return cluster
 
 
 # --- the bound
