@@ -91,7 +91,23 @@ def narrow_host(cluster: Cluster) -> None:
     cluster.clock.at(40.0, lambda: cluster.depart("worker-2"))
 
 
-@pytest.mark.parametrize("live", [two_of_a_kind, mixed_with_losses, two_jobs, narrow_host], ids=lambda f: f.__name__)
+def no_model_at_all(cluster: Cluster) -> None:
+    cluster.models["tiny"] = dataclasses.replace(MODEL, memory_bytes=0, file_bytes=0)
+    cluster.arrive(dataclasses.replace(FAST, memory_bytes=1_000_000))
+    cluster.submit(Work(500, "tiny", row_s=0.01))
+
+
+def killed_replicas(cluster: Cluster) -> None:
+    two_of_a_kind(cluster)
+    for at_s in (15.0, 30.0):
+        cluster.clock.at(at_s, lambda: cluster.kill_a_replica("worker-2"))
+
+
+@pytest.mark.parametrize(
+    "live",
+    [two_of_a_kind, mixed_with_losses, two_jobs, narrow_host, killed_replicas, no_model_at_all],
+    ids=lambda live: live.__name__,
+)
 def test_a_world_made_of_a_log_takes_as_long(tmp_path: Path, live: Callable[[Cluster], None]) -> None:
     logged(tmp_path, live)
     near(tmp_path)
@@ -118,6 +134,14 @@ def test_what_the_world_was_made_of_is_found_again(tmp_path: Path) -> None:
     assert (lost.until_s, lost.notice_s) == (pytest.approx(20.0, abs=0.1), 0.0)
     assert (leaves.until_s, leaves.notice_s) == (pytest.approx(45.0, abs=0.1), 5.0)
     assert not found.notes
+
+
+def test_a_replica_that_died_dies_again(tmp_path: Path) -> None:
+    logged(tmp_path, killed_replicas)
+    found = from_log(tmp_path)
+    deaths = [supply.deaths_s for supply in found.scenario.workers]
+    assert deaths == [(), (pytest.approx(15.0, abs=0.1), pytest.approx(30.0, abs=0.1))]
+    assert sum(play(found).meter.loads.values()) == 4
 
 
 def test_how_much_a_host_can_do_at_once_is_found_where_it_varied(tmp_path: Path) -> None:

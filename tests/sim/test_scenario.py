@@ -191,3 +191,9 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, supply: sc.Supply, told: s
     world = dataclasses.replace(read(tmp_path), workers=(supply,))
     with pytest.raises(ConfigError, match=told):
         list(lives(world))
+
+
+def test_workers_of_a_named_host_share_it_and_their_replicas_die_when_said(tmp_path: Path) -> None:
+    text = SMALL + '[[workers]]\nkind = "titan"\ncount = 2\nuntil_s = 50\nhost = "one"\ndeaths_s = [10, "1m"]\n'
+    lived = [life for life in lives(read(tmp_path, text)) if life.host == "one"]
+    assert [(life.stop_s, life.deaths_s) for life in lived] == [(50.0, (10.0,))] * 2

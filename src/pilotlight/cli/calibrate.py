@@ -43,7 +43,7 @@ def calibrate(
         raise ConfigError(f"the event log in {folder} can't be read: {error.strerror}") from error
     except ConfigError as error:
         raise ConfigError(f"the event log in {folder} can't be calibrated from: {error}") from error
-    text = to_toml(found.scenario)
+    text = to_toml(found.scenario, found.comments)
     told = report(found, compared := compare(found))
     if output is None:
         print(text)

@@ -37,6 +37,8 @@ class Calibrated:
     jobs: tuple[JobRun, ...]
     began_s: float
     notes: list[str] = field(default_factory=list[str])
+    comments: dict[str, str] = field(default_factory=dict[str, str])
+    """Where figures of the scenario's file are from, by dotted key."""
 
 
 @dataclass(slots=True)
@@ -94,12 +96,17 @@ def calibrated(run: Run, title: str) -> Calibrated:
         origin=_origin(run),
         pace=_pace(run, jobs, rates),
     )
-    return Calibrated(scenario, jobs, began_s, _notes(run, jobs))
+    return Calibrated(scenario, jobs, began_s, _notes(run, jobs), _comments(run, groups, variants))
 
 
 def _round(value: float) -> float:
     """Four figures: more are noise."""
     return float(f"{value:.4g}")
+
+
+def _whole(size: int) -> int:
+    """Whole megabytes, of what is larger."""
+    return size // 1_000_000 * 1_000_000 or size
 
 
 def _names(keys: Iterable[str], names: Iterable[str]) -> dict[str, str]:
@@ -216,8 +223,8 @@ def _kind(group: _Group, rates: Rates, speed: float, reads: _Reads) -> Kind:
         devices[0].kind if devices else plain.name,
         _round(speed),
         max(1, len(devices)),
-        min((device.memory_bytes for stay in group.stays for device in stay.devices), default=plain.memory_bytes),
-        min((stay.memory_bytes for stay in group.stays if stay.memory_bytes), default=plain.host_bytes),
+        _whole(min((d.memory_bytes for stay in group.stays for d in stay.devices), default=plain.memory_bytes)),
+        _whole(min((stay.memory_bytes for stay in group.stays if stay.memory_bytes), default=plain.host_bytes)),
         middle(reads.disk, plain.disk_bytes_per_s),
         middle(reads.link, plain.link_bytes_per_s),
         middle(reads.device, plain.to_device_bytes_per_s),
@@ -242,7 +249,7 @@ def _named(kind: Kind, name: str) -> Kind:
 
 def _model(run: Run, job: JobRun, name: str, kind_of: dict[str, _Group]) -> Model:
     """What is left of a load beside what is told apart is in `start_s`, so that the sum is what was measured."""
-    variant, plain = job.variant, Model("")
+    variant = job.variant
     size = _sizes(run).get(variant.variant_id, variant.memory_bytes if variant.has_files else 0)
     loads = [load for load in run.loads if load.variant_id == variant.variant_id and load.worker_id in kind_of]
     built = [load for load in loads if load.origin != "asleep" and load.load_s > 0]
@@ -251,7 +258,7 @@ def _model(run: Run, job: JobRun, name: str, kind_of: dict[str, _Group]) -> Mode
     memory = int(statistics.median(held)) if held else variant.memory_bytes
     return Model(
         name,
-        memory or plain.memory_bytes,
+        memory,
         size,
         _round(_mean(imports)),
         _round(_mean([_rest_s(load, size, kind_of[load.worker_id].kind) for load in built])),
@@ -358,3 +365,14 @@ def _notes(run: Run, jobs: Sequence[JobRun]) -> list[str]:
         (int(run.cut), "beginning of the log is gone: what was held before loads again"),
     ]
     return [f"{count} {text}" for count, text in said if count > 0]
+
+
+def _comments(run: Run, groups: Sequence[_Group], variants: dict[str, str]) -> dict[str, str]:
+    said = {"pace.step_s": f"of {len(run.report_gaps_s)} reports", "pace.tick_s": "as it is, not measured"}
+    for group in groups:
+        workers = f"{len(group.stays)} {'worker' if len(group.stays) == 1 else 'workers'}"
+        said[f"kinds.{group.kind.name}.speed"] = f"over {group.seconds:.0f} s of work by {workers}"
+    for variant_id, name in variants.items():
+        loads = sum(load.variant_id == variant_id for load in run.loads)
+        said[f"models.{name}.import_s"] = f"mean of {loads} {'load' if loads == 1 else 'loads'}"
+    return said
