@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pilotlight.sim.measured import Run, Worked
 
 ROUNDS = 30
+SETTLED = 1e-6
+"""Row times that change by less from round to round, as a part of themselves, are found."""
 STEPS_PER_REPLICA = 20
 """How finely `abreast` is tried."""
 BETTER = 0.8
@@ -90,11 +92,14 @@ def _fitted(cells: list[Cell], abreast: dict[str, float]) -> Rates:
         for cell in cells
     ]
     for _ in range(ROUNDS):
+        before = dict(row_log)
         row_log.update(_means((job, seconds, log + speed_log[worker]) for worker, job, seconds, log in plain))
         speed_log.update(_means((worker, seconds, row_log[job] - log) for worker, job, seconds, log in plain))
         (mean,) = _means(("", seconds, speed_log[worker]) for worker, _, seconds, _ in plain).values() or (0.0,)
         for worker in speed_log:
             speed_log[worker] -= mean
+        if before and all(abs(row_log[job] - log) < SETTLED for job, log in before.items()):
+            break
     seconds: dict[str, float] = defaultdict(float)
     for cell in cells:
         seconds[cell.worker_id] += cell.seconds
