@@ -8,7 +8,7 @@ import pytest
 
 from pilotlight.client.console.fold import Fold
 from pilotlight.client.console.summary import render, summarise
-from pilotlight.client.quantities import duration, number
+from pilotlight.quantities import duration, number
 from pilotlight.messages import JobEnded, Notice, Snapshot
 from pilotlight.views import OTHERS, JobView, ReplicaView, Totals, WorkerView
 

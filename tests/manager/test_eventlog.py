@@ -245,7 +245,7 @@ def test_what_still_stands_can_be_told_with_its_name(tmp_path: Path) -> None:
     asleep = ev.ReplicaReported("worker-1", ev.ReplicaFact("cpu", "held-1", "worker-1.2", ReplicaState.ASLEEP))
     wants = do.SendWants("worker-1", 1, (("cpu", "lamp-1", Level.LIVE),), "it is pinned")
     others = do.SendWants("worker-2", 1, (("cpu", "lamp-1", Level.LIVE),), "it is pinned as well")
-    leaving = ev.WorkerLeaving("worker-2", "a signal")
+    leaving = ev.WorkerLeaving("worker-2", "a signal", 20.0)
     clock.take(0.0, joined())
     clock.take(0.0, joined("worker-2"))
     clock.take(0.1, ev.VariantPinned(pinned, on=True), wants, others)

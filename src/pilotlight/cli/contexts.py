@@ -10,8 +10,8 @@ from pilotlight.client import checks
 from pilotlight.client.console.options import LoadOptions
 from pilotlight.client.console.pools import PoolName, connect
 from pilotlight.client.console.tables import print_json, print_table, where
-from pilotlight.client.quantities import duration, size
 from pilotlight.poolfile import DEFAULT_NAME
+from pilotlight.quantities import duration, size
 from pilotlight.views import ContextView, ResidenceView
 
 SHARED = {"parked", "staged"}

@@ -15,9 +15,9 @@ from pilotlight.client.console.tables import print_json, print_table
 from pilotlight.client.jobs import Job
 from pilotlight.client.lasting import is_running
 from pilotlight.client.pool import Pool
-from pilotlight.client.quantities import duration, number
 from pilotlight.client.results import Result
 from pilotlight.poolfile import DEFAULT_NAME
+from pilotlight.quantities import duration, number
 from pilotlight.views import JobView, exit_code
 from pilotlight.wire import PathOutput
 

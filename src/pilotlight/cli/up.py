@@ -12,9 +12,9 @@ from pilotlight.client import checks, lasting
 from pilotlight.client.console.options import WORKER
 from pilotlight.client.console.pools import PoolName
 from pilotlight.client.console.tables import where
-from pilotlight.client.quantities import duration, duration_s, size_bytes, worker_shape
 from pilotlight.core.story.words import count_text
 from pilotlight.poolfile import DEFAULT_NAME
+from pilotlight.quantities import duration, duration_s, size_bytes, worker_shape
 
 
 def up(

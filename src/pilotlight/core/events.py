@@ -79,10 +79,11 @@ class PilotEnded:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLeaving:
-    """A worker drains on its own account."""
+    """A worker drains on its own account, and will be gone within `grace_s` (0 in logs of before that was known)."""
 
     worker_id: WorkerId
     reason: str
+    grace_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

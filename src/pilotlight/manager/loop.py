@@ -399,7 +399,7 @@ class Manager:
                 self.ledger.forget_replica(worker_id, message.replica)
                 self.put(ev.ReplicaStopped(worker_id, message.device, message.variant))
             case Leaving():
-                self.put(ev.WorkerLeaving(worker_id, message.reason))
+                self.put(ev.WorkerLeaving(worker_id, message.reason, message.grace_s))
             case Join():
                 self._joined(message)
 

@@ -120,7 +120,7 @@ class Cluster:
                 Shared(self.clock, kind.disk_bytes_per_s),
                 Shared(self.clock, kind.link_bytes_per_s, per_reader=kind.link_bytes_per_s),
             )
-        machine = self.machines[name] = Machine(name, self.hosts[host], self._around)
+        machine = self.machines[name] = Machine(name, kind, self.hosts[host], self._around)
         self._count(kind.name, 1)
         self.meter.joined += 1
         self.clock.after(self.pace.tick_s, lambda: self._tick_machine(machine))
@@ -150,6 +150,13 @@ class Cluster:
         """A replica is killed."""
         if name in self.machines:
             self.machines[name].kill_replica(replica_id)
+
+    def kill_a_replica(self, name: str) -> None:
+        """The first replica that lives of a worker is killed, if one does."""
+        machine = self.machines.get(name)
+        live = [process.replica_id for process in machine.processes.values() if process.live] if machine else []
+        if live:
+            self.kill_replica(name, live[0])
 
     def cut(self, name: str) -> None:
         """A connection breaks; both ends notice, and the worker dials again."""

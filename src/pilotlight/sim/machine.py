@@ -16,9 +16,10 @@ from pilotlight.core.agent import Agent
 from pilotlight.core.model import Device
 from pilotlight.core.ranges import IndexSet, Span, span_count
 from pilotlight.core.transitions import Level, ReplicaState
-from pilotlight.sim.clock import Clock, Timer
+from pilotlight.sim.clock import Clock
 from pilotlight.sim.links import Shared, Transfer
 from pilotlight.sim.meter import Meter
+from pilotlight.sim.process import Process
 from pilotlight.sim.spec import Kind, Model, Pace, Work
 
 DIES_AFTER_S = 0.05
@@ -27,13 +28,22 @@ DIES_AFTER_S = 0.05
 
 @dataclass(slots=True)
 class Host:
-    """The machine below a worker: what its disk holds outlives the worker. `staged`: bytes by variant."""
+    """The machine below workers: what its disk holds outlives them. `staged`: bytes by variant."""
 
     name: str
     kind: Kind
     disk: Shared
     uplink: Shared
     staged: dict[str, float] = field(default_factory=dict[str, float])
+    machines: list[Machine] = field(default_factory=list["Machine"])
+    """The workers on it."""
+
+    def slowness(self) -> float:
+        """How much longer a step takes that begins now, for all that the host does."""
+        if not self.kind.abreast:
+            return 1.0
+        busy = sum(process.busy for machine in self.machines for process in machine.processes.values())
+        return max(1.0, busy / self.kind.abreast)
 
 
 @dataclass(slots=True)
@@ -51,29 +61,10 @@ class Surroundings:
     left: Callable[[Machine, str], None]
 
 
-@dataclass(slots=True)
-class Process:
-    """A replica's process. `held`: (lease, job, rows) in the order in which they came."""
-
-    replica_id: str
-    device_id: str
-    model: Model
-    live: bool = False
-    held: deque[tuple[str, str, IndexSet]] = field(default_factory=deque[tuple[str, str, IndexSet]])
-    step: tuple[str, str, list[Span], float] | None = None
-    """What it works on: lease, job, rows, seconds on a device of speed 1."""
-    began_s: float = 0.0
-    timers: list[Timer] = field(default_factory=list[Timer])
-    reads: list[tuple[Shared, Transfer]] = field(default_factory=list[tuple[Shared, Transfer]])
-    load_s: float = 0.0
-    answered: int = 0
-
-
 class Machine:
     """One worker and the host it runs on."""
 
-    def __init__(self, name: str, host: Host, around: Surroundings) -> None:
-        kind = host.kind
+    def __init__(self, name: str, kind: Kind, host: Host, around: Surroundings) -> None:
         self.name = name
         self.host = host
         self.kind = kind
@@ -98,6 +89,7 @@ class Machine:
         self._made = 0
         self._copies: dict[tuple[str, Level], tuple[Shared, Transfer]] = {}
         self._loaded_devices: set[str] = set()
+        host.machines.append(self)
         for variant_id, size in host.staged.items():
             self.hear(ev.CopyMade(variant_id, Level.STAGED, int(size), 0.0))
 
@@ -149,6 +141,7 @@ class Machine:
     def end(self) -> None:
         """The worker is gone, with all its processes; what its disk holds stays."""
         self.gone = True
+        self.host.machines.remove(self)
         for process in self.processes.values():
             self._stop(process, lost=True)
         self.processes.clear()
@@ -247,8 +240,8 @@ class Machine:
                 self.say(ev.ReplicaDied(name, device_id, variant_id, rows, started, reason, kind))
             case do.SendLoadFailed(device_id, variant_id, _, kind, reason):
                 self.say(ev.LoadFailed(name, device_id, variant_id, kind == "no_room", reason, kind == "crowded"))
-            case do.SendLeaving(_, reason):
-                self.say(ev.WorkerLeaving(name, reason))
+            case do.SendLeaving(grace_s, reason):
+                self.say(ev.WorkerLeaving(name, reason, grace_s))
             case _:
                 assert isinstance(decision, do.DropRows), decision
 
@@ -264,17 +257,20 @@ class Machine:
             held.memory_bytes,
             origin=held.origin,
             load_s=process.load_s if process is not None and held.state is ReplicaState.LIVE else 0.0,
+            stages=process.stages if process is not None else {},
         )
 
     # --- replicas
 
     def _start(self, replica_id: str, device_id: str, model: Model, origin: str) -> None:
         process = self.processes[replica_id] = Process(replica_id, device_id, model, began_s=self._clock.now)
-        start_s = model.start_s + (0.0 if self._imported else model.import_s)
+        stages = process.stages = {"import": 0.0 if self._imported else model.import_s, "start": model.start_s}
+        start_s = sum(stages.values())
         if device_id in self.unloadable:
             self._after(replica_id, start_s, lambda: self._cannot_load(replica_id))
             return
-        finish_s = self._to_device_s(model.file_bytes) + model.warm_s / self.kind.speed
+        last = {"to_device": self._to_device_s(model.file_bytes), "warm": model.warm_s / self.kind.speed}
+        finish_s = sum(last.values())
 
         def read() -> None:
             self._imported = True
@@ -289,6 +285,7 @@ class Machine:
 
         def finish() -> None:
             process.reads.clear()
+            process.stages |= {"read": self._clock.now - process.began_s - start_s, **last}
             self._after(replica_id, finish_s, lambda: self._live(replica_id, origin))
 
         self._after(replica_id, start_s, read)
@@ -335,11 +332,11 @@ class Machine:
     # --- rows
 
     def _wanted(self, process: Process) -> int:
-        """At least its slots, and two steps' worth at the speed of the work that it does."""
+        """At least its slots, and some steps' worth at the speed of the work that it does."""
         job_id = process.held[0][1] if process.held else next(iter(self.agent.jobs), "")
         work = self._around.works.get(job_id)
         rows = self._around.pace.step_s * self.kind.speed / work.row_s if work is not None and work.row_s else 1.0
-        return max(self._around.pace.slots, min(4096, int(2 * rows)))
+        return max(self._around.pace.slots, min(4096, int(self._around.pace.wanted_steps * rows)))
 
     def _work(self, process: Process) -> None:
         """Begin a step, where none is under way and there are rows."""
@@ -350,13 +347,15 @@ class Machine:
         spans, seconds = self._next_step(work, rows)
         if not rows:
             process.held.popleft()
+        if any(job != job_id for _, job, _ in process.held):
+            process.held = deque(sorted(process.held, key=lambda held: held[1] == job_id))
         process.step = lease_id, job_id, spans, seconds
         process.began_s = self._clock.now
         if self._dies(process, work, spans):
             return
         if self._hangs(process):
             return  # nothing more is heard of it until the agent's patience ends
-        took_s = seconds / self.kind.speed
+        took_s = seconds / self.kind.speed * self.host.slowness()
         self._after(process.replica_id, took_s, lambda: self._stepped(process))
         patience_s = work.request_timeout_s / 4
         if took_s > patience_s:

@@ -32,7 +32,8 @@ class Model:
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of machine. speed: of each of its devices. disk: its local cache, read; link: its network card, either
-    way; to_device, memory: copying to a device and within the host. All in bytes/s."""
+    way; to_device, memory: copying to a device and within the host. All in bytes/s. abreast: how many replicas of a
+    host, loading ones too, work at full speed beside each other; more share what that yields (0: any number)."""
 
     name: str = "gpu"
     speed: float = 1.0
@@ -44,6 +45,7 @@ class Kind:
     to_device_bytes_per_s: float = 6.0e9
     memory_bytes_per_s: float = 8.0e9
     is_host: bool = False
+    abreast: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class Pace:
     read_s: float = 0.002
     slots: int = 4
     """Rows that a replica wants at least, however long they take."""
+    wanted_steps: float = 2.0
+    """Of how many steps a replica wants the rows."""
     orphan_s: float = 600.0
     """How long a worker without a manager stays."""
     peers: bool = True

@@ -9,8 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 
 from pilotlight.client.console.fold import Fold
-from pilotlight.client.quantities import duration
 from pilotlight.messages import Notice
+from pilotlight.quantities import duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

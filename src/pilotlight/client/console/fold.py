@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from pilotlight.client.quantities import duration, number
 from pilotlight.messages import JobEnded, Notice, Snapshot
+from pilotlight.quantities import duration, number
 from pilotlight.views import OTHERS, JobView, ReplicaView, Totals, WorkerView
 
 _SUMS = ("load_s", "busy_s", "rows_lost", "workers_lost", "replicas_lost")

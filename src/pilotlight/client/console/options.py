@@ -10,9 +10,9 @@ from cyclopts import Group, Parameter
 
 from pilotlight.client import checks
 from pilotlight.client.llm import LLM
-from pilotlight.client.quantities import duration_s, worker_shape
 from pilotlight.client.sampling import SamplingParams
 from pilotlight.core.errors import ConfigError
+from pilotlight.quantities import duration_s, worker_shape
 from pilotlight.wire import WorkerShape
 
 WORKER = Parameter(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pilotlight.client.quantities import duration, number
 from pilotlight.messages import JobEnded
+from pilotlight.quantities import duration, number
 
 
 def summarise(ended: JobEnded, *, output: str, report: str | None = None) -> list[tuple[str, str]]:

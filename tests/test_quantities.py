@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pilotlight.client.quantities import duration_s, size, size_bytes, worker_shape
+from pilotlight.quantities import duration_s, size, size_bytes, worker_shape
 from pilotlight.core.errors import ConfigError
 from pilotlight.wire import WorkerShape
 
