@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pilotlight.quantities import duration_s, size, size_bytes, worker_shape
 from pilotlight.core.errors import ConfigError
+from pilotlight.quantities import duration_s, size, size_bytes, worker_shape
 from pilotlight.wire import WorkerShape
 
 

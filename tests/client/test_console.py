@@ -8,8 +8,8 @@ import pytest
 
 from pilotlight.client.console.fold import Fold
 from pilotlight.client.console.summary import render, summarise
-from pilotlight.quantities import duration, number
 from pilotlight.messages import JobEnded, Notice, Snapshot
+from pilotlight.quantities import duration, number
 from pilotlight.views import OTHERS, JobView, ReplicaView, Totals, WorkerView
 
 
