@@ -63,6 +63,8 @@ class Process:
     step: tuple[str, str, list[Span], float] | None = None
     """What it works on: lease, job, rows, seconds on a device of speed 1."""
     began_s: float = 0.0
+    speed: float = 0.0
+    """Of the step that is under way."""
     timers: list[Timer] = field(default_factory=list[Timer])
     reads: list[tuple[Shared, Transfer]] = field(default_factory=list[tuple[Shared, Transfer]])
     load_s: float = 0.0
@@ -94,7 +96,8 @@ class Machine:
         self._clock = around.clock
         self._paused_until_s = 0.0
         self._backlog: list[ev.AgentEvent] = []
-        self._imported = False
+        self._imported_s: float | None = None
+        """When its runtime has, or will have, imported its libraries."""
         self._made = 0
         self._copies: dict[tuple[str, Level], tuple[Shared, Transfer]] = {}
         self._loaded_devices: set[str] = set()
@@ -270,14 +273,13 @@ class Machine:
 
     def _start(self, replica_id: str, device_id: str, model: Model, origin: str) -> None:
         process = self.processes[replica_id] = Process(replica_id, device_id, model, began_s=self._clock.now)
-        start_s = model.start_s + (0.0 if self._imported else model.import_s)
+        start_s = model.start_s + max(0.0, self._imports(model) - self._clock.now)
         if device_id in self.unloadable:
             self._after(replica_id, start_s, lambda: self._cannot_load(replica_id))
             return
         finish_s = self._to_device_s(model.file_bytes) + model.warm_s / self.kind.speed
 
         def read() -> None:
-            self._imported = True
             if origin == "parked":
                 self._around.meter.moved("memory", model.file_bytes)
                 self._after(replica_id, model.file_bytes / self.kind.memory_bytes_per_s, finish)
@@ -292,6 +294,12 @@ class Machine:
             self._after(replica_id, finish_s, lambda: self._live(replica_id, origin))
 
         self._after(replica_id, start_s, read)
+
+    def _imports(self, model: Model) -> float:
+        """When libraries are imported. That begins at the first need, while files are still copied."""
+        if self._imported_s is None:
+            self._imported_s = self._clock.now + model.import_s
+        return self._imported_s
 
     def _after(self, replica_id: str, seconds: float, what: Callable[[], None]) -> None:
         """Something a replica does later, if it is still there."""
@@ -329,7 +337,7 @@ class Machine:
             _, _, spans, _ = process.step
             meter = self._around.meter
             meter.rows_lost += span_count(spans)
-            meter.lost_s += (self._clock.now - process.began_s) * self.kind.speed
+            meter.lost_s += (self._clock.now - process.began_s) * process.speed
         process.step = None
 
     # --- rows
@@ -352,15 +360,20 @@ class Machine:
             process.held.popleft()
         process.step = lease_id, job_id, spans, seconds
         process.began_s = self._clock.now
+        process.speed = self.kind.speed / self._busy(process.device_id)
         if self._dies(process, work, spans):
             return
         if any(start <= index < stop for index in work.hangs for start, stop in spans):
             return  # nothing more is heard of it until the agent's patience ends
-        took_s = seconds / self.kind.speed
+        took_s = seconds / process.speed
         self._after(process.replica_id, took_s, lambda: self._stepped(process))
         patience_s = work.request_timeout_s / 4
         if took_s > patience_s:
             self._progress(process, patience_s, self._clock.now + took_s)
+
+    def _busy(self, device_id: str) -> int:
+        """How many replicas share a device's time now."""
+        return sum(other.step is not None and other.device_id == device_id for other in self.processes.values())
 
     def _progress(self, process: Process, every_s: float, until_s: float) -> None:
         """A step that takes long says so now and then."""
@@ -428,8 +441,11 @@ class Machine:
     # --- copies
 
     def _copy(self, variant_id: str, level: Level, source: str) -> None:
-        size = self._around.models[variant_id].file_bytes
+        model = self._around.models[variant_id]
+        size = model.file_bytes
         began_s = self._clock.now
+        if any(v.variant_id == variant_id for slot in self.agent.slots.values() for v in slot.wants):
+            self._imports(model)
         shared = self.host.disk if level is Level.PARKED else self._around.source(source)
         if shared is None or (self.failing_copies and level is Level.STAGED):
             self._later(lambda: self.hear(ev.CopyFailed(variant_id, level, "it could not be read")))
