@@ -65,7 +65,7 @@ def _split(text: str) -> tuple[float | None, str]:
 
 def size(value: int) -> str:
     """For people: `538 MB`, `1.3 GB`."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if value >= factor:
             short = value / factor
             return f"{short:.0f} {unit}" if short >= 10 else f"{short:.1f} {unit}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pilotlight.core.allocation import Options
@@ -18,8 +20,8 @@ KIND = Kind(
     to_device_bytes_per_s=1000.0,
 )
 ORIGIN = Origin(bytes_per_s=100.0, per_reader=100.0, latency_s=0.0)
-LOAD_S = 10.0 + 1.0 + 5.0 + 2.0 + 1.0 + 2.0
-"""From the origin to the disk, fork, import, from the disk, to the device, warm."""
+LOAD_S = 10.0 + 1.0 + 2.0 + 1.0 + 2.0
+"""From the origin to the disk, while libraries are imported; fork, from the disk, to the device, warm."""
 
 
 def world(**more: object) -> Cluster:
@@ -55,6 +57,19 @@ def test_a_slower_device_takes_longer_and_gets_less() -> None:
     exact(cluster)
     rows = {name: sum(p.answered for p in machine.processes.values()) for name, machine in cluster.machines.items()}
     assert rows["worker-1"] == pytest.approx(4 * rows["worker-2"], rel=0.1)
+
+
+def test_two_models_on_a_device_share_its_time() -> None:
+    cluster = Cluster({"m": MODEL, "n": dataclasses.replace(MODEL, variant_id="n")}, origin=ORIGIN, checking=True)
+    cluster.arrive(KIND)
+    cluster.submit(Work(1000, "m", row_s=0.1))
+    cluster.submit(Work(1000, "n", row_s=0.1))
+    assert cluster.run(1e4)
+    exact(cluster)
+    exact(cluster, "job-2")
+    cluster.close()
+    assert cluster.meter.useful_s <= cluster.meter.available_s
+    assert cluster.clock.now > LOAD_S + 195.0
 
 
 def test_a_killed_worker_loses_what_it_had_begun_and_nothing_else() -> None:

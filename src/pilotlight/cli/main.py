@@ -34,6 +34,7 @@ _VERBS = [  # for the list; a verb's own help is its docstring
     (_POOL, "evict", "cli.contexts:evict", "Let the pool drop a context that no job needs."),
     (_LOOK, "explain", "cli.explain:explain", "Tell what happened in a run, and why."),
     (_LOOK, "calibrate", "cli.calibrate:calibrate", "Make a scenario for the simulator of a real run."),
+    (_LOOK, "simulate", "cli.simulate:simulate", "Try a cluster in virtual time before there is one."),
     (_LOOK, "demo", "factcheck.demo:demo", "Watch claims being verified: a worker is lost, and no row."),
 ]
 _FACTCHECK = "Verify claims against their evidence."

@@ -85,7 +85,8 @@ class Machine:
         self._clock = around.clock
         self._paused_until_s = 0.0
         self._backlog: list[ev.AgentEvent] = []
-        self._imported = False
+        self._imported_s: float | None = None
+        """When its runtime has, or will have, imported its libraries."""
         self._made = 0
         self._copies: dict[tuple[str, Level], tuple[Shared, Transfer]] = {}
         self._loaded_devices: set[str] = set()
@@ -264,8 +265,9 @@ class Machine:
 
     def _start(self, replica_id: str, device_id: str, model: Model, origin: str) -> None:
         process = self.processes[replica_id] = Process(replica_id, device_id, model, began_s=self._clock.now)
-        stages = process.stages = {"import": 0.0 if self._imported else model.import_s, "start": model.start_s}
-        start_s = sum(stages.values())
+        import_s = max(0.0, self._imports(model) - self._clock.now)
+        process.stages = {"import": 0.0 if self._loaded_devices else model.import_s, "start": model.start_s}
+        start_s = import_s + model.start_s
         if device_id in self.unloadable:
             self._after(replica_id, start_s, lambda: self._cannot_load(replica_id))
             return
@@ -273,7 +275,6 @@ class Machine:
         finish_s = sum(last.values())
 
         def read() -> None:
-            self._imported = True
             if origin == "parked":
                 self._around.meter.moved("memory", model.file_bytes)
                 self._after(replica_id, model.file_bytes / self.kind.memory_bytes_per_s, finish)
@@ -289,6 +290,12 @@ class Machine:
             self._after(replica_id, finish_s, lambda: self._live(replica_id, origin))
 
         self._after(replica_id, start_s, read)
+
+    def _imports(self, model: Model) -> float:
+        """When libraries are imported. That begins at the first need, while files are still copied."""
+        if self._imported_s is None:
+            self._imported_s = self._clock.now + model.import_s
+        return self._imported_s
 
     def _after(self, replica_id: str, seconds: float, what: Callable[[], None]) -> None:
         """Something a replica does later, if it is still there."""
@@ -326,7 +333,7 @@ class Machine:
             _, _, spans, _ = process.step
             meter = self._around.meter
             meter.rows_lost += span_count(spans)
-            meter.lost_s += (self._clock.now - process.began_s) * self.kind.speed
+            meter.lost_s += (self._clock.now - process.began_s) * process.speed
         process.step = None
 
     # --- rows
@@ -351,11 +358,12 @@ class Machine:
             process.held = deque(sorted(process.held, key=lambda held: held[1] == job_id))
         process.step = lease_id, job_id, spans, seconds
         process.began_s = self._clock.now
+        process.speed = self.kind.speed / self._busy(process.device_id)
         if self._dies(process, work, spans):
             return
         if self._hangs(process):
             return  # nothing more is heard of it until the agent's patience ends
-        took_s = seconds / self.kind.speed * self.host.slowness()
+        took_s = seconds / process.speed * self.host.slowness()
         self._after(process.replica_id, took_s, lambda: self._stepped(process))
         patience_s = work.request_timeout_s / 4
         if took_s > patience_s:
@@ -366,6 +374,10 @@ class Machine:
             return False
         _, job_id, spans, _ = process.step
         return any(start <= index < stop for index in self._around.works[job_id].hangs for start, stop in spans)
+
+    def _busy(self, device_id: str) -> int:
+        """How many replicas share a device's time now."""
+        return sum(other.step is not None and other.device_id == device_id for other in self.processes.values())
 
     def _progress(self, process: Process, every_s: float, until_s: float) -> None:
         """A step that takes long says so now and then."""
@@ -433,8 +445,11 @@ class Machine:
     # --- copies
 
     def _copy(self, variant_id: str, level: Level, source: str) -> None:
-        size = self._around.models[variant_id].file_bytes
+        model = self._around.models[variant_id]
+        size = model.file_bytes
         began_s = self._clock.now
+        if any(v.variant_id == variant_id for slot in self.agent.slots.values() for v in slot.wants):
+            self._imports(model)
         shared = self.host.disk if level is Level.PARKED else self._around.source(source)
         if shared is None or (self.failing_copies and level is Level.STAGED):
             self._later(lambda: self.hear(ev.CopyFailed(variant_id, level, "it could not be read")))

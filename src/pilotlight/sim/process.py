@@ -23,6 +23,8 @@ class Process:
     step: tuple[str, str, list[Span], float] | None = None
     """What it works on: lease, job, rows, seconds on a device of speed 1."""
     began_s: float = 0.0
+    speed: float = 0.0
+    """Of the step that is under way."""
     timers: list[Timer] = field(default_factory=list[Timer])
     reads: list[tuple[Shared, Transfer]] = field(default_factory=list[tuple[Shared, Transfer]])
     load_s: float = 0.0

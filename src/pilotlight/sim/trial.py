@@ -14,7 +14,7 @@ from pilotlight.sim.availability import Life, lives
 from pilotlight.sim.baselines import Baseline
 from pilotlight.sim.cluster import Cluster
 from pilotlight.sim.meter import Meter
-from pilotlight.sim.scenario import Scenario
+from pilotlight.sim.scenario import Policy, Scenario
 from pilotlight.sim.spec import Kind, Model, Work
 
 OURS = "pervasive"
@@ -33,10 +33,14 @@ class Outcome:
     bound_s: float
     meter: Meter
     wall_s: float
+    label: str = ""
+    """What it is called, where that is not its policy."""
 
     @property
     def name(self) -> str:
         """`naive, batches of 100`, or the policy alone."""
+        if self.label:
+            return self.label
         return f"{self.policy}, batches of {self.batch:,}" if self.batch else self.policy
 
     @property
@@ -70,6 +74,23 @@ def run_all(scenario: Scenario, policies: list[str], batches: tuple[int, ...] = 
         sizes = batches if policy in {"naive", "files"} else (0,)
         made += [run(scenario, policy, batch) for batch in sizes]
     return made
+
+
+def one_by_one(scenario: Scenario) -> list[tuple[str, Scenario]]:
+    """The scenario with all that our policy adds switched off, then on again one by one, each with its name."""
+    target = scenario.policy
+    policy = dataclasses.replace(target, peers=False, parking=False, hedging=False, prefix_share=0.0)
+    steps: list[tuple[str, Policy]] = [(f"{OURS}, nothing on", policy)]
+    for name, change in (
+        ("and peers", {"peers": target.peers}),
+        ("and parking", {"parking": target.parking}),
+        ("and hedging", {"hedging": target.hedging}),
+        ("and prefix reuse", {"prefix_share": target.prefix_share}),
+    ):
+        if (changed := dataclasses.replace(policy, **change)) != policy:  # type: ignore[arg-type]
+            policy = changed
+            steps.append((name, policy))
+    return [(name, dataclasses.replace(scenario, policy=each)) for name, each in steps]
 
 
 def _switched(scenario: Scenario) -> Scenario:

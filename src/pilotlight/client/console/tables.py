@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from rich.console import JustifyMethod
 
 
-def print_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as what is in them, as wide as the terminal; into a pipe nothing is cut."""
+NUMBERS = frozenset({"rows", "errors", "memory", "devices", "disk"})
+"""Columns of figures stand right."""
+
+
+def print_table(titles: Sequence[str], lines: Sequence[Sequence[str]], *, numbers: Collection[str] = NUMBERS) -> None:
+    """Columns as wide as what is in them, as wide as the terminal; into a pipe nothing is cut. numbers: titles of
+    columns of figures."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -24,7 +29,7 @@ def print_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for title in titles:
-        justify: JustifyMethod = "right" if title in {"rows", "errors", "memory", "devices", "disk"} else "left"
+        justify: JustifyMethod = "right" if title in numbers else "left"
         table.add_column(title, overflow="fold", justify=justify, no_wrap=title not in {"output", "took"})
     for line in lines:
         table.add_row(*(Text(cell) for cell in line))
