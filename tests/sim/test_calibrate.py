@@ -120,7 +120,7 @@ def test_what_the_world_was_made_of_is_found_again(tmp_path: Path) -> None:
     (model,) = scenario.models.values()
     assert model.file_bytes == MODEL.file_bytes
     assert model.memory_bytes == MODEL.memory_bytes
-    assert model.import_s == pytest.approx(MODEL.import_s)
+    assert 0.5 * MODEL.import_s < model.import_s <= MODEL.import_s  # in part it hid behind the copying of files
     assert model.start_s == pytest.approx(MODEL.start_s, abs=0.05)
     assert model.warm_s == pytest.approx(MODEL.warm_s, rel=0.1)
     (job,) = scenario.jobs

@@ -266,7 +266,7 @@ class Machine:
     def _start(self, replica_id: str, device_id: str, model: Model, origin: str) -> None:
         process = self.processes[replica_id] = Process(replica_id, device_id, model, began_s=self._clock.now)
         import_s = max(0.0, self._imports(model) - self._clock.now)
-        process.stages = {"import": 0.0 if self._loaded_devices else model.import_s, "start": model.start_s}
+        process.stages = {"import": import_s, "start": model.start_s}
         start_s = import_s + model.start_s
         if device_id in self.unloadable:
             self._after(replica_id, start_s, lambda: self._cannot_load(replica_id))
