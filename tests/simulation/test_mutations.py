@@ -147,7 +147,7 @@ FOUND_BY = {
     preemption_is_charged: 3,
     share_that_starves: 4,
     done_is_forgotten_in_a_crash: 9,
-    unstarted_rows_are_kept: 364,
+    unstarted_rows_are_kept: 107,
     old_epoch_is_obeyed: 110,
     fan_out_without_bound: 13,
 }
