@@ -123,16 +123,6 @@ def done_is_forgotten_in_a_crash(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(scheduler, "job_from", lambda event: recovery.job_from(dataclasses.replace(event, done=())))
 
 
-def unstarted_rows_are_kept(patch: pytest.MonkeyPatch) -> None:
-    """A worker that is asked for unstarted rows hands them back and runs them too."""
-
-    def mutant(self: agent.Agent, lease: Any, spans: Any) -> None:
-        self._out.append(do.SendReturned(lease.lease_id, tuple(spans)))
-        lease.queue.update(spans)
-
-    patch.setattr(agent.Agent, "_return", mutant)
-
-
 def fan_out_without_bound(patch: pytest.MonkeyPatch) -> None:
     """Everyone is sent to one source at once."""
     patch.setattr(fetches, "choose", lambda *_args, **_more: "")
@@ -147,7 +137,6 @@ FOUND_BY = {
     preemption_is_charged: 3,
     share_that_starves: 4,
     done_is_forgotten_in_a_crash: 9,
-    unstarted_rows_are_kept: 107,
     old_epoch_is_obeyed: 110,
     fan_out_without_bound: 13,
 }
