@@ -418,5 +418,9 @@ class Residences:
             idle = replica.state in {ReplicaState.STARTING, ReplicaState.ASLEEP} or replica.changing
             assert not (idle and replica.rows), f"{replica.replica_id} is {replica.state.value} and has rows"
             assert not replica.changing or replica.kill_at_s is not None, f"{replica.replica_id} may change for ever"
+            ends = replica.state is ReplicaState.STOPPING
+            assert not ends or replica.kill_at_s is not None, f"{replica.replica_id} may take for ever to end"
+            loads = replica.state is ReplicaState.STARTING and replica.kill_at_s is None
+            assert not loads or replica.load_until_s < math.inf, f"{replica.replica_id} may load for ever"
             assert replica.timeout_s.keys() == replica.rows.keys(), f"{replica.replica_id} forgot a deadline"
         self.files.check()

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from pilotlight.sim.hunt import Failure, failure, shorten, story
+from pilotlight.sim.hunt import Failure, failure
 from pilotlight.sim.plan import plan
+from pilotlight.sim.shorten import shorten, story
 
 BATCH = 20
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 class Timer:
     """Something that will happen, unless it is cancelled."""
 
-    __slots__ = ("what",)
+    __slots__ = ("due_s", "what")
 
-    def __init__(self, what: Callable[[], object]) -> None:
+    def __init__(self, what: Callable[[], object], due_s: float) -> None:
         self.what: Callable[[], object] | None = what
+        self.due_s = due_s
 
     def cancel(self) -> None:
         """Let it not happen."""
@@ -36,9 +37,15 @@ class Clock:
     def at(self, when_s: float, what: Callable[[], object]) -> Timer:
         """Let something happen at a moment; one that has passed counts as now."""
         self._asked += 1
-        timer = Timer(what)
-        heapq.heappush(self._heap, (max(when_s, self.now), self._asked, timer))
+        timer = Timer(what, max(when_s, self.now))
+        heapq.heappush(self._heap, (timer.due_s, self._asked, timer))
         return timer
+
+    def delay(self, timer: Timer, seconds: float) -> Timer:
+        """Let something happen so much later than it would have."""
+        what = timer.what
+        timer.cancel()
+        return timer if what is None else self.at(timer.due_s + seconds, what)
 
     @property
     def next_s(self) -> float | None:

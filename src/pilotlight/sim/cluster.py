@@ -8,48 +8,38 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.allocation import Options
-from pilotlight.core.ranges import IndexSet, span_count
+from pilotlight.core.ranges import span_count
 from pilotlight.core.scheduler import Scheduler
 from pilotlight.core.transitions import JobState
 from pilotlight.sim.chance import Chance
 from pilotlight.sim.clock import Clock
 from pilotlight.sim.links import Shared
-from pilotlight.sim.machine import Host, Machine, Results, Surroundings, variant_of
+from pilotlight.sim.machine import Host, Machine, Surroundings
 from pilotlight.sim.meter import Meter
+from pilotlight.sim.output import SYNC_S, Output
+from pilotlight.sim.process import Results, variant_of
+from pilotlight.sim.rules import Rules
 from pilotlight.sim.spec import Kind, Model, Origin, Pace, Work
 
 ROWS_READ_MAX = 65_536
 
 
 @dataclass(slots=True)
-class Output:
-    """What is on disk of a job: it outlives every process."""
-
-    work: Work
-    done: IndexSet = field(default_factory=IndexSet)
-    errors: dict[int, str] = field(default_factory=dict[int, str])
-    attempts: dict[int, int] = field(default_factory=dict[int, int])
-    read: int = 0
-    began_s: float = 0.0
-    ended: JobState | None = None
-    ended_s: float | None = None
-    message: str = ""
-    cancelled: bool = False
-    """A client asked for its end."""
-
-
-@dataclass(slots=True)
 class Link:
     """A connection of a worker: what it carries arrives in order, or not at all once it is closed."""
 
+    opened_s: float = float("-inf")
     open: bool = True
     up_s: float = 0.0
     down_s: float = 0.0
+    """When what was said last arrives."""
+    mute_s: float = float("-inf")
+    """Until when it carries nothing."""
 
 
 class Cluster:
@@ -81,10 +71,11 @@ class Cluster:
         self.epoch = self.options.epoch
         self.checking = checking
         self.manager_down = False
-        self.on_grant: Callable[[do.GrantRows], None] | None = None
-        """Called with each grant, before it is sent; for checks."""
+        self.spared = False
+        """Nothing befalls the manager any more."""
         self._chance = Chance(seed)
-        self._links: dict[str, Link] = {}
+        self.links: dict[str, Link] = {}
+        """Open connections, by worker."""
         self._works: dict[str, Work] = {}
         self._present: dict[str, int] = {}
         self._made = 0
@@ -92,8 +83,18 @@ class Cluster:
         self._handling = False
         self._backlog: list[Callable[[], None]] = []
         self._paused_until_s = 0.0
+        self.rules = Rules(self) if checking else None
         self._around = Surroundings(
-            self.clock, self.pace, self.meter, models, self._works, self._source, self._up, self._left
+            self.clock,
+            self.pace,
+            self.meter,
+            models,
+            self._works,
+            self._source,
+            self.up,
+            self._left,
+            self._coin,
+            checking,
         )
         self.clock.after(self.pace.tick_s, self._tick)
 
@@ -144,7 +145,7 @@ class Cluster:
         machine = self.machines.get(name)
         if machine is not None:
             self._remove(machine)
-            self._links.pop(name, Link()).open = False
+            self.links.pop(name, Link()).open = False
 
     def kill_replica(self, name: str, replica_id: str) -> None:
         """A replica is killed."""
@@ -161,29 +162,39 @@ class Cluster:
     def cut(self, name: str) -> None:
         """A connection breaks; both ends notice, and the worker dials again."""
         machine = self.machines.get(name)
-        if machine is not None and name in self._links:
+        if machine is not None and name in self.links:
             self._hang_up(name, "its connection broke")
-            self.clock.after(self.pace.notice_s, lambda: self._lost_manager(machine))
+            self.clock.after(self.pace.notice_s, lambda: self.lost_manager(machine))
 
     def pause_manager(self, seconds: float) -> None:
         """The manager's process stops for a while and wakes up late."""
-        if self.clock.now >= self._paused_until_s:
+        if self.clock.now >= self._paused_until_s and not self.spared:
             self._paused_until_s = self.clock.now + seconds
             self.clock.after(seconds, self._wake_manager)
 
-    def crash_manager(self, down_s: float = 1.0) -> None:
-        """The manager dies; the next one starts after a while."""
-        if self.manager_down:
+    def crash_manager(self, down_s: float = 1.0, *, power: bool = False) -> None:
+        """The manager dies; the next one starts after a while. power: what its machine had not synced is lost."""
+        if self.manager_down or self.spared:
             return
         self.manager_down = True
+        for output in self.outputs.values() if power else ():
+            output.lose(self.clock.now - SYNC_S)
         self._backlog.clear()
         self._paused_until_s = 0.0
-        for name in list(self._links):
-            self._links.pop(name).open = False
+        for name in list(self.links):
+            self.links.pop(name).open = False
             if name in self.machines:
                 machine = self.machines[name]
                 self.clock.after(self.pace.notice_s, self._loses(machine))
         self.clock.after(down_s, self._restart_manager)
+
+    def resume(self, job_id: str) -> None:
+        """A client runs a job again that was suspended, as soon as a manager is there."""
+        if self.manager_down or self.manager_paused:
+            self.clock.after(self.pace.dial_s, lambda: self.resume(job_id))
+        elif self.outputs[job_id].ended is JobState.SUSPENDED:
+            self.outputs[job_id].ended = None
+            self._submit(job_id)
 
     def cancel(self, job_id: str, *, drain: bool) -> None:
         """A client wants a job to end: after what replicas hold, or now."""
@@ -193,27 +204,6 @@ class Cluster:
     def ask(self, what: Callable[[], None]) -> None:
         """A client's wish reaches the manager if there is one."""
         self._to_manager(what)
-
-    def repeat_results(self, name: str) -> None:
-        """What a worker has sent and not heard an answer to arrives twice."""
-        for number, written in list(self.machines[name].unacked.items()):
-            self._up(self.machines[name], Results(written, number, self.machines[name].agent.started))
-
-    def stale_commands(self, name: str) -> None:
-        """Commands of an earlier manager reach a worker late: nothing may come of them."""
-        machine = self.machines[name]
-        if machine.paused:
-            return
-        agent = machine.agent
-        old = agent.epoch - 1
-        held = {lease_id: lease.queue.spans() for lease_id, lease in agent.leases.items()}
-        version = agent.wants_version
-        machine.hear(ev.WantsChanged(old, version + 1_000_000, ()))
-        for lease_id in held:
-            machine.hear(ev.LeaseRevoked(old, lease_id))
-        assert agent.wants_version == version, f"{name} obeyed the wants of a manager that is gone"
-        now = {lease_id: lease.queue.spans() for lease_id, lease in agent.leases.items()}
-        assert now == held, f"{name} gave rows back to a manager that is gone"
 
     def run(self, until_s: float = float("inf")) -> bool:
         """Until every job has ended, or until a moment. Returns whether all have."""
@@ -241,10 +231,13 @@ class Cluster:
             self.meter.manager_events += 1
             if self.meter.watch is not None:
                 self.meter.say(self.clock.now, repr(event))
-            for decision in self.scheduler.handle(event, self.clock.now):
+            decisions = self.scheduler.handle(event, self.clock.now)
+            if self.rules is not None:
+                self.rules.decided(event, decisions)
+            for decision in decisions:
                 self._does(decision)
-            if self.checking:
-                self.check()
+            if self.checking and not (isinstance(event, ev.WorkerHeard | ev.Tick) and not decisions):
+                self.scheduler.check()
         self._handling = False
 
     def check(self) -> None:
@@ -252,6 +245,11 @@ class Cluster:
         self.scheduler.check()
         for machine in self.machines.values():
             machine.check()
+
+    @property
+    def manager_paused(self) -> bool:
+        """Whether the manager's process stands still."""
+        return self.clock.now < self._paused_until_s
 
     def _to_manager(self, what: Callable[[], None]) -> None:
         """Something reaches the manager: now, when it wakes up, or never if it is dead."""
@@ -263,9 +261,11 @@ class Cluster:
             what()
 
     def _wake_manager(self) -> None:
-        self._paused_until_s = 0.0
+        if self.manager_down or self.clock.now < self._paused_until_s:
+            return
         backlog, self._backlog = self._backlog, []
-        for what in backlog:
+        ticks = [lambda: self.manager(ev.Tick())]  # its clock and its connections are looked at in any order
+        for what in ticks + backlog if self._coin() else backlog + ticks:
             self._to_manager(what)
 
     def _submit(self, job_id: str) -> None:
@@ -287,6 +287,8 @@ class Cluster:
     def _restart_manager(self) -> None:
         self.epoch += 1
         self.scheduler = Scheduler(dataclasses.replace(self.options, epoch=self.epoch))
+        if self.rules is not None:
+            self.rules.forget()
         self.scheduler.handle(ev.Tick(), self.clock.now)
         self.manager_down = False
         for job_id, output in self.outputs.items():
@@ -300,8 +302,6 @@ class Cluster:
                 self._down(name, ev.WantsChanged(self.epoch, version, listed))
             case do.GrantRows(name, lease_id, job_id, spans, isolated, _, avoid):
                 work = self._works[job_id]
-                if self.on_grant is not None:
-                    self.on_grant(decision)
                 self._down(name, ev.JobDefined(job_id, work.model, work.request_timeout_s))
                 self._down(name, ev.LeaseGranted(self.epoch, lease_id, job_id, spans, isolated, avoid))
             case do.NameSource(name, variant_id, source):
@@ -320,12 +320,12 @@ class Cluster:
                 output = self.outputs[job_id]
                 output.ended, output.ended_s, output.message = state, self.clock.now, message
                 self.notes.append((self.clock.now, job_id, f"{job_id} {state.value} {message}"))
-                for name in self._links:
+                for name in self.links:
                     self._down(name, ev.JobForgotten(job_id))
             case do.DropWorker(name, reason):
                 self.notes.append((self.clock.now, name, f"{name} dropped: {reason}"))
                 machine = self.machines.get(name)
-                self._links.pop(name, Link()).open = False
+                self.links.pop(name, Link()).open = False
                 if machine is not None:
                     self.clock.after(self.pace.notice_s, self._loses(machine))
             case do.Note(_, text, subject):
@@ -367,9 +367,15 @@ class Cluster:
                     self.meter.useful_s += output.work.seconds(index)
             else:
                 self.meter.useful_s += (stop - start) * output.work.row_s
+        if self.checking:
+            output.unsynced = [(at_s, rows) for at_s, rows in output.unsynced if at_s > self.clock.now - SYNC_S]
+            output.unsynced.append((self.clock.now, spans))
         self.meter.wrote(self.clock.now, span_count(spans))
 
     # --- messages
+
+    def _coin(self) -> bool:
+        return self._chance.happens(0.5)
 
     def _delay_s(self) -> float:
         pace = self.pace
@@ -378,7 +384,7 @@ class Cluster:
     def _down(
         self, name: str, event: ev.AgentEvent | None, what: Callable[[], object] | None = None, link: Link | None = None
     ) -> None:
-        link = link or self._links.get(name)
+        link = link or self.links.get(name)
         machine = self.machines.get(name)
         if link is None or machine is None or not link.open:
             return
@@ -393,8 +399,9 @@ class Cluster:
 
         self.clock.at(link.down_s, arrive)
 
-    def _up(self, machine: Machine, event: ev.ManagerEvent | Results) -> None:
-        link = self._links.get(machine.name)
+    def up(self, machine: Machine, event: ev.ManagerEvent | Results) -> None:
+        """A worker says something to the manager."""
+        link = self.links.get(machine.name)
         if link is None or not link.open:
             return
         link.up_s = max(link.up_s, self.clock.now + self._delay_s())
@@ -410,36 +417,37 @@ class Cluster:
 
     def _dial(self, machine: Machine) -> None:
         """A worker connects, says what it holds, and sends again what was not acknowledged."""
-        if machine.gone or machine.name in self._links:
+        if machine.gone or machine.name in self.links:
             return
         if self.manager_down or machine.paused or self.clock.now < self._paused_until_s:
             self.clock.after(self.pace.dial_s, lambda: self._dial(machine))
             return
-        self._links[machine.name] = Link()
+        self.links[machine.name] = Link(self.clock.now)
         machine.hear(ev.ManagerFound(self.epoch))
         if machine.gone:
             return
         machine.say(machine.join())
         for number, written in list(machine.unacked.items()):
-            self._up(machine, Results(written, number, machine.agent.started))
+            self.up(machine, Results(written, number, machine.agent.started))
 
     def _hang_up(self, name: str, reason: str) -> None:
         """The manager notices soon that a connection is closed; what had arrived by then was read."""
-        link = self._links.pop(name, None)
+        link = self.links.pop(name, None)
         if link is None:
             return
 
         def notice() -> None:
             link.open = False
-            if name not in self._links:
+            if name not in self.links:
                 self.manager(ev.WorkerLost(name, reason))
 
         self.clock.at(max(link.up_s, self.clock.now + self.pace.notice_s), lambda: self._to_manager(notice))
 
     def _loses(self, machine: Machine) -> Callable[[], None]:
-        return lambda: self._lost_manager(machine)
+        return lambda: self.lost_manager(machine)
 
-    def _lost_manager(self, machine: Machine) -> None:
+    def lost_manager(self, machine: Machine) -> None:
+        """A worker notices that its connection is closed, and dials again."""
         machine.hear(ev.ManagerLost())
         self.clock.after(self.pace.dial_s, lambda: self._dial(machine))
 
@@ -472,7 +480,8 @@ class Cluster:
     # --- time
 
     def _tick(self) -> None:
-        self._to_manager(lambda: self.manager(ev.Tick()))
+        if not self.manager_paused:
+            self._to_manager(lambda: self.manager(ev.Tick()))
         self.clock.after(self.pace.tick_s, self._tick)
 
     def _tick_machine(self, machine: Machine) -> None:

@@ -19,7 +19,8 @@ from pilotlight.core.transitions import Level, ReplicaState
 from pilotlight.sim.clock import Clock
 from pilotlight.sim.links import Shared, Transfer
 from pilotlight.sim.meter import Meter
-from pilotlight.sim.process import Process
+from pilotlight.sim.process import Process, Results, variant_of
+from pilotlight.sim.rules import overdue
 from pilotlight.sim.spec import Kind, Model, Pace, Work
 
 DIES_AFTER_S = 0.05
@@ -59,6 +60,8 @@ class Surroundings:
     source: Callable[[str], Shared | None]
     send: Callable[[Machine, ev.ManagerEvent | Results], None]
     left: Callable[[Machine, str], None]
+    coin: Callable[[], bool]
+    checking: bool = False
 
 
 class Machine:
@@ -80,7 +83,7 @@ class Machine:
         self.failing_copies = False
         self.joined_s = around.clock.now
         self.gone = False
-        self.heard_s = -1e9
+        self.heard_s = self.woke_s = self.answered_s = -1e9
         self._around = around
         self._clock = around.clock
         self._paused_until_s = 0.0
@@ -103,8 +106,11 @@ class Machine:
         if self.paused:
             self._backlog.append(event)
             return
-        for decision in self.agent.handle(event, self._clock.now):
+        decisions = self.agent.handle(event, self._clock.now)
+        for decision in decisions:
             self._does(decision)
+        if self._around.checking:
+            self.check()
 
     def tick(self) -> None:
         """Time passed; a sign of life where no results went out for a while."""
@@ -114,12 +120,22 @@ class Machine:
         if not self.gone and self._clock.now - self.heard_s >= self._around.pace.heard_s:
             self.heard_s = self._clock.now
             self.say(ev.WorkerHeard(self.name, self.agent.started))
+        late = overdue(self.agent, self._clock.now) if self._around.checking and not self.gone else None
+        assert not late, f"{self.name} forgot {late}"
 
     def pause(self, seconds: float) -> None:
         """The agent's process stops for a while (its replicas go on), and wakes up late."""
         if not self.paused:
             self._clock.after(seconds, self._wake)
             self._paused_until_s = self._clock.now + seconds
+
+    def suspend(self, seconds: float) -> None:
+        """All processes of the worker stop for a while, as a batch system does it, and go on where they were."""
+        if self.paused:
+            return
+        self.pause(seconds)
+        for process in self.processes.values():
+            process.timers = [self._clock.delay(timer, seconds) for timer in process.timers]
 
     @property
     def paused(self) -> bool:
@@ -128,9 +144,19 @@ class Machine:
 
     def _wake(self) -> None:
         backlog, self._backlog = self._backlog, []
-        self._paused_until_s = 0.0
+        self.woke_s = self._clock.now
+        first = self._around.coin()  # its clock and its pipes are looked at in any order
+        if first:
+            self.tick()
         for event in backlog:
             self.hear(event)
+        if not first:
+            self.tick()
+
+    @property
+    def copying(self) -> int:
+        """How many copies are being made."""
+        return len(self._copies)
 
     def kill_replica(self, replica_id: str, reason: str = "killed by SIGKILL") -> None:
         """A replica's process dies."""
@@ -196,25 +222,31 @@ class Machine:
                 assert kill or not held.rows, f"{replica_id} of {self.name} is in use and was asked to end"
                 process = self.processes.pop(replica_id, None)
                 if process is not None:
+                    assert not held.hung or self._hangs(process), f"{replica_id} was killed ({held.killed_because})"
                     self._stop(process, lost=True)
                     self._later(lambda: self.hear(ev.ReplicaExited(replica_id, "stopped")))
             case do.SleepReplica(replica_id):
-                assert not self.agent.replicas[replica_id].rows, (
-                    f"{replica_id} of {self.name} is in use and is to sleep"
-                )
-                size = self.processes[replica_id].model.memory_bytes
-                self._after(replica_id, self._to_device_s(size), lambda: self._slept(replica_id))
+                process = self.processes.get(replica_id)
+                if process is not None:
+                    assert not process.held, f"{replica_id} on {self.name} is to sleep and has rows"
+                    seconds = self._to_device_s(process.model.memory_bytes)
+                    self._after(replica_id, seconds, lambda: self._slept(replica_id))
             case do.WakeReplica(replica_id):
-                process = self.processes[replica_id]
-                process.load_s = self._to_device_s(process.model.memory_bytes)
-                self._after(replica_id, process.load_s, lambda: self._live(replica_id, "asleep"))
+                process = self.processes.get(replica_id)
+                if process is not None:
+                    process.load_s = self._to_device_s(process.model.memory_bytes)
+                    self._after(replica_id, process.load_s, lambda: self._live(replica_id, "asleep"))
             case do.MakeCopy(variant_id, level, source):
                 self._copy(variant_id, level, source)
             case do.DropCopy(variant_id):
+                for process in self.processes.values():
+                    built = process.model.variant_id == variant_id and process.origin == "parked"
+                    assert not built, f"{self.name} drops what {process.replica_id} is being built from"
                 self._later(lambda: self.hear(ev.CopyGone(variant_id, Level.PARKED)))
             case do.FeedRows(replica_id, lease_id, job_id, spans):
                 process = self.processes.get(replica_id)
                 if process is not None:
+                    assert process.live, f"{replica_id} on {self.name} is not live and gets rows"
                     process.held.append((lease_id, job_id, IndexSet(spans)))
                     self._work(process)
             case do.Exit(reason):
@@ -264,7 +296,8 @@ class Machine:
     # --- replicas
 
     def _start(self, replica_id: str, device_id: str, model: Model, origin: str) -> None:
-        process = self.processes[replica_id] = Process(replica_id, device_id, model, began_s=self._clock.now)
+        process = Process(replica_id, device_id, model, began_s=self._clock.now, origin=origin)
+        self.processes[replica_id] = process
         import_s = max(0.0, self._imports(model) - self._clock.now)
         process.stages = {"import": import_s, "start": model.start_s}
         start_s = import_s + model.start_s
@@ -305,7 +338,7 @@ class Machine:
 
     def _live(self, replica_id: str, origin: str) -> None:
         process = self.processes[replica_id]
-        process.live = True
+        process.live, process.origin = True, ""
         if origin != "asleep":
             process.load_s = self._clock.now - process.began_s
             if process.device_id not in self._loaded_devices:
@@ -367,7 +400,7 @@ class Machine:
         self._after(process.replica_id, took_s, lambda: self._stepped(process))
         patience_s = work.request_timeout_s / 4
         if took_s > patience_s:
-            self._progress(process, patience_s, self._clock.now + took_s)
+            self._progress(process, patience_s)
 
     def _hangs(self, process: Process) -> bool:
         if process.step is None:
@@ -379,12 +412,14 @@ class Machine:
         """How many replicas share a device's time now."""
         return sum(other.step is not None and other.device_id == device_id for other in self.processes.values())
 
-    def _progress(self, process: Process, every_s: float, until_s: float) -> None:
+    def _progress(self, process: Process, every_s: float) -> None:
         """A step that takes long says so now and then."""
+        step = process.step
 
         def say() -> None:
-            self.hear(ev.ReplicaProgressed(process.replica_id, self._in_step(process)))
-            if self._clock.now + every_s < until_s and process.replica_id in self.processes:
+            if process.step is step:
+                self.hear(ev.ReplicaProgressed(process.replica_id, self._in_step(process)))
+            if process.step is step and process.replica_id in self.processes:
                 self._after(process.replica_id, every_s, say)
 
         self._after(process.replica_id, every_s, say)
@@ -436,7 +471,7 @@ class Machine:
         self._made += 1
         written = ev.RowsWritten(job_id, tuple(spans), lease_id, self.name, process.device_id)
         self.unacked[self._made] = written
-        self.heard_s = self._clock.now
+        self.heard_s = self.answered_s = self._clock.now
         self._around.send(self, Results(written, self._made, self._begun()))
         self.hear(
             ev.RowsFinished(process.replica_id, lease_id, tuple(spans), self._wanted(process), self._in_step(process))
@@ -481,19 +516,3 @@ class Machine:
 
     def _to_device_s(self, size: float) -> float:
         return size / self.kind.to_device_bytes_per_s
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """Results on their way to the manager, their number for the acknowledgement, and how many rows the worker has
-    begun beside."""
-
-    written: ev.RowsWritten
-    number: int
-    started: int
-
-
-def variant_of(model: Model) -> ev.Variant:
-    """A variant as jobs describe it."""
-    declared = model.memory_bytes if model.declared_bytes is None else model.declared_bytes
-    return ev.Variant(model.variant_id, model.variant_id, declared, has_files=model.file_bytes > 0)

@@ -1,4 +1,4 @@
-"""What happens in a random world, as data: a seed makes a plan, and a plan can be shortened, printed and run again."""
+"""A random world as data: a seed makes a plan, and a plan can be shortened, printed and run again."""
 
 from __future__ import annotations
 
@@ -6,42 +6,11 @@ from dataclasses import dataclass
 
 from pilotlight.core.allocation import Options
 from pilotlight.sim.chance import Chance
-from pilotlight.sim.spec import Kind, Model, Pace, Work
+from pilotlight.sim.faults import ACTIONS, GB, KINDS, Fault
+from pilotlight.sim.spec import Model, Pace, Work
 
-GB = 1_000_000_000
-FAULTS_S = 60.0
+FAULTS_S = 20.0
 """Faults come within so many seconds; then all is well."""
-
-MANY = 300
-"""Jobs of more rows have short ones."""
-
-KINDS = {
-    "big": Kind("big", 1.0, memory_bytes=24 * GB, host_bytes=64 * GB),
-    "pair": Kind("big", 1.0, devices=2, memory_bytes=24 * GB, host_bytes=10 * GB),
-    "half": Kind("half", 0.5, memory_bytes=14 * GB, host_bytes=16 * GB),
-    "bare": Kind("half", 0.5, memory_bytes=14 * GB, host_bytes=0),
-    "host": Kind("host", 0.3, memory_bytes=30 * GB, host_bytes=30 * GB, is_host=True),
-    "small": Kind("small", 2.0, memory_bytes=2 * GB, host_bytes=8 * GB),
-}
-"""Kinds of workers; what is `small` holds no model at all."""
-
-ACTIONS = (
-    "arrive", "arrive", "depart", "warn", "vanish", "kill replica", "cut", "pause worker", "pause manager",
-    "crash manager", "bad device", "unloadable device", "failing copies", "heal", "pin", "unpin", "evict", "drain job",
-    "cancel job", "repeat results", "stale commands",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing that is done to the world. `pick`: 0 <= x < 1, which of the workers, models or jobs that are there it
-    is done to; `seconds`: how long it lasts, or its notice; `detail`: a kind or a host."""
-
-    at_s: float
-    action: str
-    pick: float = 0.0
-    seconds: float = 0.0
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,40 +58,44 @@ def plan(seed: int) -> Plan:
         silence_s=chance.one_of([3.0, 10.0]),
         horizon_s=chance.one_of([0.25, 2.0]),
         hedge_after_s=chance.one_of([0.5, 2.0, 50.0]),
-        keep_alive_s=chance.one_of([0.0, 5.0, 600.0, -1.0]),
+        keep_alive_s=chance.one_of([0.0, 3.0, 600.0, -1.0]),
     )
     pace = Pace(
         step_s=chance.one_of([0.2, 1.0]),
+        tick_s=chance.one_of([0.25, 0.5]),
         jitter_s=chance.one_of([0.0, 0.05, 0.5]),
         orphan_s=chance.one_of([2.0, 600.0]),
         slots=chance.one_of([1, 4, 16]),
     )
     workers = tuple(chance.one_of(["big", "pair", "half", "bare", "host"]) for _ in range(chance.whole(1, 5)))
     works = tuple(_work(chance, seed, models) for _ in range(chance.whole(1, 4)))
-    faults = [_fault(chance) for _ in range(chance.one_of([0, 3, 10, 30]))]
+    actions = ACTIONS if chance.happens(0.7) else tuple(chance.some_of(ACTIONS, 4))
+    faults = [_fault(chance, actions) for _ in range(chance.one_of([0, 3, 10, 30]))]
     return Plan(seed, models, options, pace, workers, works, tuple(sorted(faults, key=lambda fault: fault.at_s)))
 
 
 def _work(chance: Chance, seed: int, models: tuple[Model, ...]) -> Work:
-    rows = chance.one_of([0, 1, 5, 60, 300, 2000])
+    rows = chance.one_of([0, 1, 5, 60, 200])
+    large = dict.fromkeys(chance.some_of(range(rows), chance.one_of([0, 0, 1])), chance.one_of([14, 24]) * GB)
     return Work(
         rows,
         chance.one_of(models).variant_id,
-        row_s=0.02 if rows > MANY else chance.one_of([0.02, 0.2, 1.0]),
+        row_s=chance.one_of([0.02, 0.2, 1.0]),
         sigma=chance.one_of([0.0, 1.0]),
         weight=chance.one_of([1.0, 4.0]),
-        at_s=chance.between(0.0, 40.0),
+        at_s=chance.between(0.0, FAULTS_S / 2),
         seed=seed,
         may_hedge=chance.happens(0.8),
-        request_timeout_s=10.0,
+        request_timeout_s=chance.one_of([5.0, 30.0]),
         poison=frozenset(chance.some_of(range(rows), chance.one_of([0, 0, 0, 1, 2]))),
         hangs=frozenset(chance.some_of(range(rows), chance.one_of([0, 0, 0, 0, 1]))),
+        outgrows=large,
     )
 
 
-def _fault(chance: Chance) -> Fault:
-    action = chance.one_of(ACTIONS)
+def _fault(chance: Chance, actions: tuple[str, ...]) -> Fault:
+    action = chance.one_of(actions)
     detail = ""
     if action == "arrive":
         detail = chance.one_of(sorted(KINDS)) + chance.one_of(["", "@node-1", "@node-2"])
-    return Fault(chance.between(0.0, FAULTS_S), action, chance.unit(), chance.between(0.1, 15.0), detail)
+    return Fault(chance.between(0.0, FAULTS_S), action, chance.unit(), chance.between(0.1, 12.0), detail)
