@@ -10,11 +10,14 @@ import sys
 import pytest
 
 from pilotlight.sim import __main__ as command
-from pilotlight.sim.hunt import Failure, digest, failure, run, shorten, story
+from pilotlight.sim.hunt import Failure, digest, failure, run
 from pilotlight.sim.plan import Plan, plan
+from pilotlight.sim.shorten import shorten, story
 
-SEEDS = range(1_000_000, 1_000_080)
+SEEDS = range(1_000_000, 1_000_160)
 PART = 8
+DIGESTS = {8: "24558f98b9843a2f", 16: "aa20060b43ee3d98", 72: "259ca4a1bfa1b1da"}
+"""What happens in the worlds of some seeds, whose rows all take the same time: `exp` and `cos` are the platform's."""
 
 
 @pytest.mark.parametrize("first", SEEDS[::PART])
@@ -27,7 +30,7 @@ def test_nothing_breaks_and_every_job_ends(first: int) -> None:
 def test_a_seed_is_one_plan_and_one_world() -> None:
     assert plan(5) == plan(5)
     assert plan(5) != plan(6)
-    code = "from pilotlight.sim.hunt import digest; print([digest(seed) for seed in (3, 17, 29)])"
+    code = f"from pilotlight.sim.hunt import digest; print({{seed: digest(seed) for seed in {list(DIGESTS)}}})"
     answers = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -36,9 +39,14 @@ def test_a_seed_is_one_plan_and_one_world() -> None:
             text=True,
             check=True,
         ).stdout.strip()
-        for hash_seed in ("0", "1", "271828")
+        for hash_seed in ("0", "271828")
     }
-    assert answers == {str([digest(seed) for seed in (3, 17, 29)])}
+    assert answers == {str({seed: digest(seed) for seed in DIGESTS})}
+
+
+def test_a_seed_is_the_same_world_on_every_python() -> None:
+    now = {seed: digest(seed) for seed in DIGESTS}
+    assert now == DIGESTS, f"if the core, or a world, is meant to do something else now, write down {now}"
 
 
 def breaks(what: Plan) -> bool:
@@ -48,7 +56,7 @@ def breaks(what: Plan) -> bool:
 
 
 def test_what_fails_is_shortened_to_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pilotlight.sim.hunt.failure", lambda what: Failure("it", "it") if breaks(what) else None)
+    monkeypatch.setattr("pilotlight.sim.shorten.failure", lambda what: Failure("it", "it") if breaks(what) else None)
     seed = next(seed for seed in range(1000) if breaks(plan(seed)))
     short = shorten(plan(seed), "it")
     assert [fault.action for fault in short.faults] == ["crash manager"] * 2
@@ -82,7 +90,7 @@ def test_the_command_tells_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_quiet_world_charges_and_loses_nothing() -> None:
     seed = next(seed for seed in range(1000) if not plan(seed).faults)
     quiet = plan(seed)
-    works = tuple(dataclasses.replace(work, poison=frozenset(), hangs=frozenset()) for work in quiet.works)
+    works = tuple(dataclasses.replace(work, poison=frozenset(), hangs=frozenset(), outgrows={}) for work in quiet.works)
     world = run(dataclasses.replace(quiet, works=works))
     assert world.meter.rows_lost == 0
     assert all(not output.attempts and not output.errors for output in world.outputs.values())

@@ -106,8 +106,7 @@ class Machine:
         if self.paused:
             self._backlog.append(event)
             return
-        decisions = self.agent.handle(event, self._clock.now)
-        for decision in decisions:
+        for decision in self.agent.handle(event, self._clock.now):
             self._does(decision)
         if self._around.checking:
             self.check()
@@ -403,10 +402,7 @@ class Machine:
             self._progress(process, patience_s)
 
     def _hangs(self, process: Process) -> bool:
-        if process.step is None:
-            return False
-        _, job_id, spans, _ = process.step
-        return any(start <= index < stop for index in self._around.works[job_id].hangs for start, stop in spans)
+        return process.step is not None and process.runs_any(self._around.works[process.step[1]].hangs)
 
     def _busy(self, device_id: str) -> int:
         """How many replicas share a device's time now."""

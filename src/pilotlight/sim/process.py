@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pilotlight.core import events as ev
@@ -33,6 +34,11 @@ class Process:
     load_s: float = 0.0
     stages: dict[str, float] = field(default_factory=dict[str, float])
     answered: int = 0
+
+    def runs_any(self, indices: Iterable[int]) -> bool:
+        """Whether one of these rows of its job is in its step."""
+        spans = self.step[2] if self.step is not None else []
+        return any(start <= index < stop for index in indices for start, stop in spans)
 
     @property
     def busy(self) -> bool:
