@@ -19,12 +19,13 @@ from pilotlight.core.transitions import JobState
 from pilotlight.sim.chance import Chance
 from pilotlight.sim.clock import Clock
 from pilotlight.sim.links import Shared
-from pilotlight.sim.machine import Host, Machine, Surroundings
+from pilotlight.sim.machine import Machine
 from pilotlight.sim.meter import Meter
 from pilotlight.sim.output import SYNC_S, Output
 from pilotlight.sim.process import Results, variant_of
 from pilotlight.sim.rules import Rules
 from pilotlight.sim.spec import Kind, Model, Origin, Pace, Work
+from pilotlight.sim.surroundings import Host, Surroundings
 
 ROWS_READ_MAX = 65_536
 

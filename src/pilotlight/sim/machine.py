@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
@@ -16,52 +15,14 @@ from pilotlight.core.agent import Agent
 from pilotlight.core.model import Device
 from pilotlight.core.ranges import IndexSet, Span, span_count
 from pilotlight.core.transitions import Level, ReplicaState
-from pilotlight.sim.clock import Clock
 from pilotlight.sim.links import Shared, Transfer
-from pilotlight.sim.meter import Meter
 from pilotlight.sim.process import Process, Results, variant_of
 from pilotlight.sim.rules import overdue
-from pilotlight.sim.spec import Kind, Model, Pace, Work
+from pilotlight.sim.spec import Kind, Model, Work
+from pilotlight.sim.surroundings import Host, Surroundings
 
 DIES_AFTER_S = 0.05
 """A replica that a row, or its device, kills dies so long after it began."""
-
-
-@dataclass(slots=True)
-class Host:
-    """The machine below workers: what its disk holds outlives them. `staged`: bytes by variant."""
-
-    name: str
-    kind: Kind
-    disk: Shared
-    uplink: Shared
-    staged: dict[str, float] = field(default_factory=dict[str, float])
-    machines: list[Machine] = field(default_factory=list["Machine"])
-    """The workers on it."""
-
-    def slowness(self) -> float:
-        """How much longer a step takes that begins now, for all that the host does."""
-        if not self.kind.abreast:
-            return 1.0
-        busy = sum(process.busy for machine in self.machines for process in machine.processes.values())
-        return max(1.0, busy / self.kind.abreast)
-
-
-@dataclass(slots=True)
-class Surroundings:
-    """What machines share, and how they reach the manager. `source`: whose uplink serves files, by worker ("": the
-    origin); None where that worker is gone."""
-
-    clock: Clock
-    pace: Pace
-    meter: Meter
-    models: dict[str, Model]
-    works: dict[str, Work]
-    source: Callable[[str], Shared | None]
-    send: Callable[[Machine, ev.ManagerEvent | Results], None]
-    left: Callable[[Machine, str], None]
-    coin: Callable[[], bool]
-    checking: bool = False
 
 
 class Machine:
