@@ -32,6 +32,9 @@ class Rules:
         self._passed_over: dict[str, float] = {}
         """Rows over weight that went to others of its context while a job had rows to give and none were taken."""
 
+        self._most: dict[str, int] = {}
+        """The most that the workers of a context held at once, as far as was seen."""
+
     def forget(self) -> None:
         """A new manager begins."""
         self._passed_over.clear()
@@ -93,6 +96,7 @@ class Rules:
         if job is None or grant.isolated or (lease is not None and lease.hedge):
             return
         rows = span_count(grant.spans)
+        self._most[job.variant_id] = max(self._most.get(job.variant_id, 1), rows, job.appetite)
         for other in state.jobs_of(job.variant_id):
             if other is not job and other.job_id in self._passed_over:
                 self._passed_over[other.job_id] += rows * other.weight / job.weight
@@ -102,7 +106,7 @@ class Rules:
         jobs = self._world.scheduler.state.jobs.values()
         self._passed_over = {job.job_id: self._passed_over.get(job.job_id, 0.0) for job in jobs if _waits(job)}
         for job_id, rows in self._passed_over.items():
-            most = TURNS_MAX * max(self._world.scheduler.state.jobs[job_id].appetite, 1)
+            most = TURNS_MAX * self._most.get(self._world.scheduler.state.jobs[job_id].variant_id, 1)
             assert rows <= most, f"{job_id} starves: {rows:.0f} rows went to others of its context"
 
 
