@@ -17,9 +17,9 @@ from pilotlight.sim.faults import KINDS, befall, heal
 from pilotlight.sim.judge import REST_S, judge
 from pilotlight.sim.plan import FAULTS_S, Plan, plan
 
-CALM_S = 3000.0
-"""So long after the last fault every job has ended: a job of 300 s of work on one slow worker, behind others, with a
-few rows that hang for their whole timeout three times."""
+CALM_S = 1500.0
+"""So long after the last fault every job has ended: most need seconds, rows that hang for their whole timeout again and
+again minutes. What waits until a load or a copy counts as hanging (1,800 s) is stuck."""
 
 
 @dataclass(frozen=True, slots=True)
