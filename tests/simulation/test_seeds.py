@@ -16,7 +16,7 @@ from pilotlight.sim.shorten import shorten, story
 
 SEEDS = range(1_000_000, 1_000_160)
 PART = 8
-DIGESTS = {8: "24558f98b9843a2f", 16: "aa20060b43ee3d98", 72: "259ca4a1bfa1b1da"}
+DIGESTS = {16: "0b933e44263ca99b", 72: "351b7d6fd7709959", 101: "d380798683e727cc"}
 """What happens in the worlds of some seeds, whose rows all take the same time: `exp` and `cos` are the platform's."""
 
 

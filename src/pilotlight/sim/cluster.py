@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
@@ -25,22 +24,9 @@ from pilotlight.sim.output import SYNC_S, Output
 from pilotlight.sim.process import Results, variant_of
 from pilotlight.sim.rules import Rules
 from pilotlight.sim.spec import Kind, Model, Origin, Pace, Work
-from pilotlight.sim.surroundings import Host, Surroundings
+from pilotlight.sim.surroundings import Host, Link, Surroundings
 
 ROWS_READ_MAX = 65_536
-
-
-@dataclass(slots=True)
-class Link:
-    """A connection of a worker: what it carries arrives in order, or not at all once it is closed."""
-
-    opened_s: float = float("-inf")
-    open: bool = True
-    up_s: float = 0.0
-    down_s: float = 0.0
-    """When what was said last arrives."""
-    mute_s: float = float("-inf")
-    """Until when it carries nothing."""
 
 
 class Cluster:
@@ -77,6 +63,8 @@ class Cluster:
         self._chance = Chance(seed)
         self.links: dict[str, Link] = {}
         """Open connections, by worker."""
+        self._joined: dict[str, Link] = {}
+        """Those that the manager speaks on: a newer one takes an older one's place when the worker says who it is."""
         self._works: dict[str, Work] = {}
         self._present: dict[str, int] = {}
         self._made = 0
@@ -182,6 +170,7 @@ class Cluster:
             output.lose(self.clock.now - SYNC_S)
         self._backlog.clear()
         self._paused_until_s = 0.0
+        self._joined.clear()
         for name in list(self.links):
             self.links.pop(name).open = False
             if name in self.machines:
@@ -321,13 +310,14 @@ class Cluster:
                 output = self.outputs[job_id]
                 output.ended, output.ended_s, output.message = state, self.clock.now, message
                 self.notes.append((self.clock.now, job_id, f"{job_id} {state.value} {message}"))
-                for name in self.links:
+                for name in self._joined:
                     self._down(name, ev.JobForgotten(job_id))
             case do.DropWorker(name, reason):
                 self.notes.append((self.clock.now, name, f"{name} dropped: {reason}"))
-                machine = self.machines.get(name)
-                self.links.pop(name, Link()).open = False
-                if machine is not None:
+                machine, link = self.machines.get(name), self._joined.pop(name, Link())
+                link.open = False
+                if machine is not None and self.links.get(name) is link:
+                    del self.links[name]
                     self.clock.after(self.pace.notice_s, self._loses(machine))
             case do.Note(_, text, subject):
                 self.notes.append((self.clock.now, subject, text))
@@ -385,14 +375,14 @@ class Cluster:
     def _down(
         self, name: str, event: ev.AgentEvent | None, what: Callable[[], object] | None = None, link: Link | None = None
     ) -> None:
-        link = link or self.links.get(name)
+        link = link or self._joined.get(name)
         machine = self.machines.get(name)
-        if link is None or machine is None or not link.open:
+        if link is None or machine is None or not link.open or link.broken:
             return
         link.down_s = max(link.down_s, self.clock.now + self._delay_s())
 
         def arrive() -> None:
-            if link.open and not machine.gone:
+            if link.open and not link.broken and not machine.gone:
                 if event is not None:
                     machine.hear(event)
                 elif what is not None:
@@ -411,23 +401,35 @@ class Cluster:
             if link.open:
                 if isinstance(event, Results):
                     self._results(machine, link, event)
-                else:
-                    self.manager(event)
+                    return
+                if isinstance(event, ev.WorkerJoined):
+                    self._joins(machine, link)
+                self.manager(event)
 
         self.clock.at(link.up_s, lambda: self._to_manager(arrive))
 
     def _dial(self, machine: Machine) -> None:
-        """A worker connects, says what it holds, and sends again what was not acknowledged."""
+        """A worker connects, and says who it is and what it holds."""
         if machine.gone or machine.name in self.links:
             return
         if self.manager_down or machine.paused or self.clock.now < self._paused_until_s:
             self.clock.after(self.pace.dial_s, lambda: self._dial(machine))
             return
         self.links[machine.name] = Link(self.clock.now)
-        machine.hear(ev.ManagerFound(self.epoch))
-        if machine.gone:
-            return
         machine.say(machine.join())
+
+    def _joins(self, machine: Machine, link: Link) -> None:
+        """The manager hears who speaks on a connection, and says welcome."""
+        old = self._joined.pop(machine.name, None)
+        if old is not None:
+            old.open = False
+        self._joined[machine.name] = link
+        epoch = self.epoch
+        self._down(machine.name, None, lambda: self._welcomes(machine, epoch))
+
+    def _welcomes(self, machine: Machine, epoch: int) -> None:
+        """A worker knows its manager, and sends again what was not acknowledged."""
+        machine.hear(ev.ManagerFound(epoch))
         for number, written in list(machine.unacked.items()):
             self.up(machine, Results(written, number, machine.agent.started))
 
@@ -436,10 +438,12 @@ class Cluster:
         link = self.links.pop(name, None)
         if link is None:
             return
+        link.broken = True
 
         def notice() -> None:
             link.open = False
-            if name not in self.links:
+            if self._joined.get(name) is link:
+                del self._joined[name]
                 self.manager(ev.WorkerLost(name, reason))
 
         self.clock.at(max(link.up_s, self.clock.now + self.pace.notice_s), lambda: self._to_manager(notice))

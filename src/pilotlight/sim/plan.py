@@ -69,8 +69,9 @@ def plan(seed: int) -> Plan:
     )
     workers = tuple(chance.one_of(["big", "pair", "half", "bare", "host"]) for _ in range(chance.whole(1, 5)))
     works = tuple(_work(chance, seed, models) for _ in range(chance.whole(1, 4)))
-    actions = ACTIONS if chance.happens(0.7) else tuple(chance.some_of(ACTIONS, 4))
-    faults = [_fault(chance, actions) for _ in range(chance.one_of([0, 3, 10, 30]))]
+    few = chance.happens(0.3)  # kinds of fault, and more of each: what goes wrong then meets itself
+    actions = ("arrive", *chance.some_of(ACTIONS, 3)) if few else ACTIONS
+    faults = [_fault(chance, actions) for _ in range(chance.one_of([10, 60] if few else [0, 3, 10, 30]))]
     return Plan(seed, models, options, pace, workers, works, tuple(sorted(faults, key=lambda fault: fault.at_s)))
 
 

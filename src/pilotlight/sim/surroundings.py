@@ -52,3 +52,18 @@ class Surroundings:
     left: Callable[[Machine, str], None]
     coin: Callable[[], bool]
     checking: bool = False
+
+
+@dataclass(slots=True)
+class Link:
+    """A connection of a worker: what it carries arrives in order, or not at all once it is closed."""
+
+    opened_s: float = float("-inf")
+    open: bool = True
+    broken: bool = False
+    """The worker hears nothing more of it; the manager may still read what arrived."""
+    up_s: float = 0.0
+    down_s: float = 0.0
+    """When what was said last arrives."""
+    mute_s: float = float("-inf")
+    """Until when it carries nothing."""
