@@ -19,6 +19,7 @@ from pilotlight.core.model import Device, Variant
 from pilotlight.core.ranges import span_count
 from pilotlight.core.scheduler import Scheduler
 from pilotlight.core.transitions import JobState, Level
+from pilotlight.sim.said import said
 
 MESSAGE_S = 0.001
 TICK_S = 0.25
@@ -213,28 +214,21 @@ class Virtual:
                 rows = [(lease_id, job_id, index) for start, stop in spans for index in range(start, stop)]
                 machine.replicas[replica_id].rows.extend(rows)
                 self._serve(name, replica_id)
-            case do.AskSource(variant_id):
-                self._up(ev.SourceAsked(name, variant_id))
             case do.MakeCopy(variant_id, level, source):
                 self.copies.append((self.now, name, variant_id, level, source))
                 made = ev.CopyMade(variant_id, level, self.variants[variant_id].memory_bytes, 0.0)
                 self.after(machine.copy_s, lambda: self._copied(name, made, source))
             case do.DropCopy(variant_id):
                 self.after(MESSAGE_S, lambda: self.agent(name, ev.CopyGone(variant_id, Level.PARKED)))
-            case do.SendCopy(variant_id, level, size, took_s):
-                self._up(ev.CopyReported(name, ev.CopyFact(variant_id, level, size, took_s)))
-            case do.SendCopyFailed(variant_id, _, source):
-                self._up(ev.CopyFailedAt(name, variant_id, source))
-            case do.SendReturned(lease_id, spans):
-                self._up(ev.RowsReturned(name, lease_id, spans))
             case do.SendResident(replica_id):
                 self._up(ev.ReplicaReported(name, self._fact(machine, replica_id)))
-            case do.SendStopped(device_id, variant_id):
-                self._up(ev.ReplicaStopped(name, device_id, variant_id))
-            case do.SendLoadFailed(device_id, variant_id, _, kind, reason):
-                self._up(ev.LoadFailed(name, device_id, variant_id, kind == "no_room", reason, kind == "crowded"))
+            case do.DropRows():
+                pass
             case _:
-                assert isinstance(decision, do.DropRows), decision
+                assert not isinstance(decision, do.SendDied | do.SendLeaving), decision
+                event = said(name, decision)
+                assert event is not None, decision
+                self._up(event)
 
     def _fact(self, machine: Machine, replica_id: str) -> ev.ReplicaFact:
         held = machine.agent.residences.replicas[replica_id]

@@ -18,6 +18,7 @@ from pilotlight.core.allocation import Options
 from pilotlight.core.model import Device, Variant
 from pilotlight.core.scheduler import Scheduler
 from pilotlight.core.transitions import JobState, Level, ReplicaState
+from pilotlight.sim.said import said
 
 WANTED = 4
 
@@ -433,34 +434,19 @@ class World:
 
     def _agent_says(self, name: str, worker: Worker, decision: do.AgentDecision) -> None:
         agent = worker.agent
-        match decision:
-            case do.SendCopy(variant_id, level, size, took_s):
-                worker.up.append(ev.CopyReported(name, ev.CopyFact(variant_id, level, size, took_s)))
-            case do.AskSource(variant_id):
-                worker.up.append(ev.SourceAsked(name, variant_id))
-            case do.SendCopyFailed(variant_id, level, source, _):
-                assert level is Level.STAGED
-                worker.up.append(ev.CopyFailedAt(name, variant_id, source))
-            case do.SendReturned(lease_id, spans):
-                worker.up.append(ev.RowsReturned(name, lease_id, spans))
-            case do.SendResident(replica_id):
-                held = agent.replicas[replica_id]
-                need = held.memory_bytes
-                variant_id = held.variant.variant_id
-                fact = ev.ReplicaFact(held.device_id, variant_id, replica_id, held.state, held.wanted, need, load_s=0.1)
-                worker.up.append(ev.ReplicaReported(name, fact))
-            case do.SendStopped(device_id, variant_id, _):
-                worker.up.append(ev.ReplicaStopped(name, device_id, variant_id))
-            case do.SendDied(device_id, variant_id, _, rows, started, reason, kind):
-                worker.up.append(ev.ReplicaDied(name, device_id, variant_id, rows, started, reason, kind))
-            case do.SendLoadFailed(device_id, variant_id, _, kind, reason):
-                worker.up.append(
-                    ev.LoadFailed(name, device_id, variant_id, kind == "no_room", reason, kind == "crowded")
-                )
-            case do.SendLeaving(_, reason):
-                worker.up.append(ev.WorkerLeaving(name, reason))
-            case _:
-                assert isinstance(decision, do.DropRows)
+        if isinstance(decision, do.SendCopyFailed):
+            assert decision.level is Level.STAGED
+        if isinstance(decision, do.SendResident):
+            replica_id = decision.replica_id
+            held = agent.replicas[replica_id]
+            need = held.memory_bytes
+            variant_id = held.variant.variant_id
+            fact = ev.ReplicaFact(held.device_id, variant_id, replica_id, held.state, held.wanted, need, load_s=0.1)
+            worker.up.append(ev.ReplicaReported(name, fact))
+        elif (event := said(name, decision)) is not None:
+            worker.up.append(event)
+        else:
+            assert isinstance(decision, do.DropRows)
 
     # --- what must hold
 

@@ -16,7 +16,7 @@ from pilotlight.quantities import duration, number, size
 from pilotlight.sim import scenario as scenarios
 from pilotlight.sim import sensitivity as sensing
 from pilotlight.sim.scenario import Scenario
-from pilotlight.sim.trial import BATCHES, OURS, POLICIES, Outcome, one_by_one, run, run_all
+from pilotlight.sim.trial import BATCHES, OURS, POLICIES, Outcome, one_by_one, run, run_all, ways
 
 TITLES = [
     "policy",
@@ -191,21 +191,21 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
 def _sensitivity(
     path: Path, given: dict[str, str], world: Scenario, policies: list[str], sizes: tuple[int, ...]
 ) -> int:
-    ways = [(policy, size) for policy in policies for size in (sizes if policy in {"naive", "files"} else (0,))]
+    tried = ways(policies, sizes)
 
     def times(scenario: Scenario) -> list[str]:
-        ends = [run(dataclasses.replace(scenario, seed=world.seed), *way).end_s for way in ways]
+        ends = [run(dataclasses.replace(scenario, seed=world.seed), *way).end_s for way in tried]
         return [duration(end_s) if end_s < float("inf") else "never" for end_s in ends]
 
     titles = ["figure", "value", "from"]
     for half in ("halved", "doubled"):
-        titles += [f"{policy}{f' {size:,}' if size else ''}, {half}" for policy, size in ways]
+        titles += [f"{policy}{f' {size:,}' if size else ''}, {half}" for policy, size in tried]
     figures = sensing.open_figures(path)
     if not figures:
         raise ConfigError(f"{path} marks no figure as [assumed], [calibrated] or [memory] in a comment behind it")
     print(
         f"{world.title}\nas it is: "
-        + ", ".join(f"{way[0]} {time}" for way, time in zip(ways, times(world), strict=True)),
+        + ", ".join(f"{way[0]} {time}" for way, time in zip(tried, times(world), strict=True)),
         "",
         sep="\n",
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 from pilotlight.core.errors import ConfigError
 from pilotlight.sim.chance import Chance
+from pilotlight.sim.clock import Clock
 from pilotlight.sim.scenario import Scenario, Supply
 from pilotlight.sim.spec import Kind
 
@@ -37,6 +38,22 @@ def lives(scenario: Scenario) -> Iterator[Life]:
     """All lives that begin before the scenario gives up, in the order in which they begin."""
     groups = [_group(scenario, supply, number) for number, supply in enumerate(scenario.workers, 1)]
     return (life for _, _, life in heapq.merge(*groups, key=_order))
+
+
+def come(clock: Clock, scenario: Scenario, begin: Callable[[Life], object]) -> None:
+    """Let each life begin at its time."""
+    coming = lives(scenario)
+
+    def wait() -> None:
+        life = next(coming, None)
+        if life is not None:
+            clock.at(life.start_s, lambda: start(life))
+
+    def start(life: Life) -> None:
+        begin(life)
+        wait()
+
+    wait()
 
 
 def _group(scenario: Scenario, supply: Supply, number: int) -> Iterator[tuple[float, str, Life]]:

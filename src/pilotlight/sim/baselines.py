@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pilotlight.sim.availability import Life, lives
+from pilotlight.sim.availability import Life, come, lives
 from pilotlight.sim.clock import Clock, Timer
 from pilotlight.sim.links import Shared, Transfer
 from pilotlight.sim.meter import Meter
@@ -59,15 +59,13 @@ class Baseline:
         """Rows that are not in an output yet."""
         self._shards = 0 if batch else _devices_at_start(scenario)
         self._disks: dict[str, Disk] = {}
-        self._present: dict[str, int] = {}
         self._there: dict[Life, list[_Device]] = {}
-        self._coming = lives(scenario)
 
     def run(self) -> bool:
         """Until every row is done, or the scenario gives up. Returns whether all are."""
         for work in self.scenario.jobs:
             self.clock.at(work.at_s, self._submits(work))
-        self._next_life()
+        come(self.clock, self.scenario, self._begin)
         done = self.clock.run(lambda: not self.unread, self.scenario.give_up_s)
         for life in list(self._there):
             self._end(life)
@@ -87,34 +85,22 @@ class Baseline:
         while self.idle and self.waiting:
             self.idle.pop(0).take(self.waiting.popleft())
 
-    def _next_life(self) -> None:
-        life = next(self._coming, None)
-        if life is not None:
-            self.clock.at(life.start_s, lambda: self._begin(life))
-
     def _begin(self, life: Life) -> None:
         disk = self._disks.setdefault(life.host, Disk(Shared(self.clock, life.kind.disk_bytes_per_s)))
-        self._count(life.kind, 1)
+        self.meter.count(self.clock.now, life.kind.name, 1)
         self._there[life] = [_Device(self, life.kind, disk) for _ in range(life.kind.devices)]
         self.idle += self._there[life]
         self.meter.joined += 1
         self.clock.at(life.stop_s, lambda: self._end(life))
-        self._next_life()
         self.wake()
 
     def _end(self, life: Life) -> None:
         for device in self._there.pop(life, []):
             device.end()
-        self._count(life.kind, -1)
+        self.meter.count(self.clock.now, life.kind.name, -1)
         self.meter.lost += 1
-        seconds = (self.clock.now - life.start_s) * life.kind.devices
-        self.meter.device_s += seconds
-        self.meter.available_s += seconds * life.kind.speed
+        self.meter.was_there(life.kind, self.clock.now - life.start_s)
         self.wake()
-
-    def _count(self, kind: Kind, more: int) -> None:
-        self._present[kind.name] = self._present.get(kind.name, 0) + more
-        self.meter.count(self.clock.now, kind.name, self._present[kind.name])
 
 
 class _Device:
@@ -242,10 +228,7 @@ class _Device:
         world, work, rows = self._world, unit.work, stop - unit.start
         if rows <= 0:
             return
-        if work.sigma:
-            world.meter.useful_s += sum(work.seconds(index) for index in range(unit.start, stop))
-        else:
-            world.meter.useful_s += rows * work.row_s
+        world.meter.useful_s += work.total_s(unit.start, stop)
         unit.start = stop
         world.unread -= rows
         world.meter.wrote(world.clock.now, rows)

@@ -66,7 +66,6 @@ class Cluster:
         self._joined: dict[str, Link] = {}
         """Those that the manager speaks on: a newer one takes an older one's place when the worker says who it is."""
         self._works: dict[str, Work] = {}
-        self._present: dict[str, int] = {}
         self._made = 0
         self._todo: list[ev.ManagerEvent] = []
         self._handling = False
@@ -111,7 +110,7 @@ class Cluster:
                 Shared(self.clock, kind.link_bytes_per_s, per_reader=kind.link_bytes_per_s),
             )
         machine = self.machines[name] = Machine(name, kind, self.hosts[host], self._around)
-        self._count(kind.name, 1)
+        self.meter.count(self.clock.now, kind.name, 1)
         self.meter.joined += 1
         self.clock.after(self.pace.tick_s, lambda: self._tick_machine(machine))
         self._dial(machine)
@@ -136,17 +135,12 @@ class Cluster:
             self._remove(machine)
             self.links.pop(name, Link()).open = False
 
-    def kill_replica(self, name: str, replica_id: str) -> None:
-        """A replica is killed."""
-        if name in self.machines:
-            self.machines[name].kill_replica(replica_id)
-
     def kill_a_replica(self, name: str) -> None:
         """The first replica that lives of a worker is killed, if one does."""
         machine = self.machines.get(name)
         live = [process.replica_id for process in machine.processes.values() if process.live] if machine else []
-        if live:
-            self.kill_replica(name, live[0])
+        if machine is not None and live:
+            machine.kill_replica(live[0])
 
     def cut(self, name: str) -> None:
         """A connection breaks; both ends notice, and the worker dials again."""
@@ -157,7 +151,7 @@ class Cluster:
 
     def pause_manager(self, seconds: float) -> None:
         """The manager's process stops for a while and wakes up late."""
-        if self.clock.now >= self._paused_until_s and not self.spared:
+        if not (self.manager_paused or self.spared):
             self._paused_until_s = self.clock.now + seconds
             self.clock.after(seconds, self._wake_manager)
 
@@ -191,10 +185,6 @@ class Cluster:
         self.outputs[job_id].cancelled = True
         self.manager(ev.JobCancelled(job_id, drain))
 
-    def ask(self, what: Callable[[], None]) -> None:
-        """A client's wish reaches the manager if there is one."""
-        self._to_manager(what)
-
     def run(self, until_s: float = float("inf")) -> bool:
         """Until every job has ended, or until a moment. Returns whether all have."""
         return self.clock.run(self.all_ended, until_s)
@@ -218,7 +208,6 @@ class Cluster:
         self._handling = True
         while self._todo:
             event = self._todo.pop(0)
-            self.meter.manager_events += 1
             if self.meter.watch is not None:
                 self.meter.say(self.clock.now, repr(event))
             decisions = self.scheduler.handle(event, self.clock.now)
@@ -230,33 +219,27 @@ class Cluster:
                 self.scheduler.check()
         self._handling = False
 
-    def check(self) -> None:
-        """Assert every invariant of the manager's belief and of every agent's."""
-        self.scheduler.check()
-        for machine in self.machines.values():
-            machine.check()
-
     @property
     def manager_paused(self) -> bool:
         """Whether the manager's process stands still."""
         return self.clock.now < self._paused_until_s
 
-    def _to_manager(self, what: Callable[[], None]) -> None:
+    def to_manager(self, what: Callable[[], None]) -> None:
         """Something reaches the manager: now, when it wakes up, or never if it is dead."""
         if self.manager_down:
             return
-        if self.clock.now < self._paused_until_s:
+        if self.manager_paused:
             self._backlog.append(what)
         else:
             what()
 
     def _wake_manager(self) -> None:
-        if self.manager_down or self.clock.now < self._paused_until_s:
+        if self.manager_down or self.manager_paused:
             return
         backlog, self._backlog = self._backlog, []
         ticks = [lambda: self.manager(ev.Tick())]  # its clock and its connections are looked at in any order
         for what in ticks + backlog if self._coin() else backlog + ticks:
-            self._to_manager(what)
+            self.to_manager(what)
 
     def _submit(self, job_id: str) -> None:
         output = self.outputs[job_id]
@@ -300,7 +283,7 @@ class Cluster:
                 self._down(name, ev.LeaseRevoked(self.epoch, lease_id, rows))
             case do.ReadRows(job_id, rows):
                 epoch = self.epoch
-                self.clock.after(self.pace.read_s, lambda: self._to_manager(lambda: self._read(epoch, job_id, rows)))
+                self.clock.after(self.pace.read_s, lambda: self.to_manager(lambda: self._read(epoch, job_id, rows)))
             case do.WriteFailure(job_id, index, kind, _):
                 self._write(job_id, ((index, index + 1),), kind)
                 self._todo.append(ev.RowsWritten(job_id, ((index, index + 1),)))
@@ -353,11 +336,8 @@ class Cluster:
             assert output.done.add(start, stop) == stop - start, f"{job_id}: a row is in the output twice"
             if error:
                 output.errors[start] = error
-            elif output.work.sigma:
-                for index in range(start, stop):
-                    self.meter.useful_s += output.work.seconds(index)
             else:
-                self.meter.useful_s += (stop - start) * output.work.row_s
+                self.meter.useful_s += output.work.total_s(start, stop)
         if self.checking:
             output.unsynced = [(at_s, rows) for at_s, rows in output.unsynced if at_s > self.clock.now - SYNC_S]
             output.unsynced.append((self.clock.now, spans))
@@ -406,13 +386,13 @@ class Cluster:
                     self._joins(machine, link)
                 self.manager(event)
 
-        self.clock.at(link.up_s, lambda: self._to_manager(arrive))
+        self.clock.at(link.up_s, lambda: self.to_manager(arrive))
 
     def _dial(self, machine: Machine) -> None:
         """A worker connects, and says who it is and what it holds."""
         if machine.gone or machine.name in self.links:
             return
-        if self.manager_down or machine.paused or self.clock.now < self._paused_until_s:
+        if self.manager_down or self.manager_paused or machine.paused:
             self.clock.after(self.pace.dial_s, lambda: self._dial(machine))
             return
         self.links[machine.name] = Link(self.clock.now)
@@ -446,7 +426,7 @@ class Cluster:
                 del self._joined[name]
                 self.manager(ev.WorkerLost(name, reason))
 
-        self.clock.at(max(link.up_s, self.clock.now + self.pace.notice_s), lambda: self._to_manager(notice))
+        self.clock.at(max(link.up_s, self.clock.now + self.pace.notice_s), lambda: self.to_manager(notice))
 
     def _loses(self, machine: Machine) -> Callable[[], None]:
         return lambda: self.lost_manager(machine)
@@ -473,20 +453,16 @@ class Cluster:
         if self.machines.pop(machine.name, None) is None:
             return
         machine.end()
-        self._count(machine.kind.name, -1)
+        self.meter.count(self.clock.now, machine.kind.name, -1)
         self.meter.lost += 1
         for other in self.machines.values():
             other.source_ended(machine.host.uplink)
-
-    def _count(self, kind: str, more: int) -> None:
-        self._present[kind] = self._present.get(kind, 0) + more
-        self.meter.count(self.clock.now, kind, self._present[kind])
 
     # --- time
 
     def _tick(self) -> None:
         if not self.manager_paused:
-            self._to_manager(lambda: self.manager(ev.Tick()))
+            self.to_manager(lambda: self.manager(ev.Tick()))
         self.clock.after(self.pace.tick_s, self._tick)
 
     def _tick_machine(self, machine: Machine) -> None:

@@ -54,12 +54,12 @@ def befall(world: Cluster, fault: Fault) -> None:
             _at_manager(world, fault)
         case "pin" | "unpin" | "evict":
             model = _one(sorted(world.models), fault.pick)
-            world.ask(lambda: _residence(world, fault.action, model))
+            world.to_manager(lambda: _residence(world, fault.action, model))
         case "drain job" | "cancel job" | "break output":
             running = [job_id for job_id, output in world.outputs.items() if output.ended is None]
             if running and fault.pick < 0.5:
                 job_id = _one(running, fault.pick * 2)
-                world.ask(lambda: _at_job(world, fault, job_id))
+                world.to_manager(lambda: _at_job(world, fault, job_id))
         case _:
             if world.machines:
                 _at_worker(world, fault, world.machines[_one(sorted(world.machines), fault.pick)])

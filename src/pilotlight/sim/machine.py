@@ -18,6 +18,7 @@ from pilotlight.core.transitions import Level, ReplicaState
 from pilotlight.sim.links import Shared, Transfer
 from pilotlight.sim.process import Process, Results, variant_of
 from pilotlight.sim.rules import overdue
+from pilotlight.sim.said import said
 from pilotlight.sim.spec import Kind, Model, Work
 from pilotlight.sim.surroundings import Host, Surroundings
 
@@ -122,7 +123,7 @@ class Machine:
         """A replica's process dies."""
         process = self.processes.pop(replica_id, None)
         if process is not None:
-            self._stop(process, lost=True)
+            self._stop(process)
             self.hear(ev.ReplicaExited(replica_id, reason))
 
     def end(self) -> None:
@@ -130,14 +131,12 @@ class Machine:
         self.gone = True
         self.host.machines.remove(self)
         for process in self.processes.values():
-            self._stop(process, lost=True)
+            self._stop(process)
         self.processes.clear()
         for shared, transfer in self._copies.values():
             shared.cancel(transfer)
         self._copies.clear()
-        seconds = self._clock.now - self.joined_s
-        self._around.meter.device_s += seconds * self.kind.devices
-        self._around.meter.available_s += seconds * self.kind.devices * self.kind.speed
+        self._around.meter.was_there(self.kind, self._clock.now - self.joined_s)
 
     def join(self) -> ev.WorkerJoined:
         """What it says of itself to a manager."""
@@ -183,7 +182,7 @@ class Machine:
                 process = self.processes.pop(replica_id, None)
                 if process is not None:
                     assert not held.hung or self._hangs(process), f"{replica_id} was killed ({held.killed_because})"
-                    self._stop(process, lost=True)
+                    self._stop(process)
                     self._later(lambda: self.hear(ev.ReplicaExited(replica_id, "stopped")))
             case do.SleepReplica(replica_id):
                 process = self.processes.get(replica_id)
@@ -215,28 +214,12 @@ class Machine:
                 self._reports(decision)
 
     def _reports(self, decision: do.AgentDecision) -> None:
-        name = self.name
-        match decision:
-            case do.SendCopy(variant_id, level, size, took_s):
-                self.say(ev.CopyReported(name, ev.CopyFact(variant_id, level, size, took_s)))
-            case do.AskSource(variant_id):
-                self.say(ev.SourceAsked(name, variant_id))
-            case do.SendCopyFailed(variant_id, _, source, _):
-                self.say(ev.CopyFailedAt(name, variant_id, source))
-            case do.SendReturned(lease_id, spans):
-                self.say(ev.RowsReturned(name, lease_id, spans))
-            case do.SendResident(replica_id):
-                self.say(ev.ReplicaReported(name, self._fact(replica_id)))
-            case do.SendStopped(device_id, variant_id, _):
-                self.say(ev.ReplicaStopped(name, device_id, variant_id))
-            case do.SendDied(device_id, variant_id, _, rows, started, reason, kind):
-                self.say(ev.ReplicaDied(name, device_id, variant_id, rows, started, reason, kind))
-            case do.SendLoadFailed(device_id, variant_id, _, kind, reason):
-                self.say(ev.LoadFailed(name, device_id, variant_id, kind == "no_room", reason, kind == "crowded"))
-            case do.SendLeaving(grace_s, reason):
-                self.say(ev.WorkerLeaving(name, reason, grace_s))
-            case _:
-                assert isinstance(decision, do.DropRows), decision
+        if isinstance(decision, do.SendResident):
+            self.say(ev.ReplicaReported(self.name, self._fact(decision.replica_id)))
+        elif (event := said(self.name, decision)) is not None:
+            self.say(event)
+        else:
+            assert isinstance(decision, do.DropRows), decision
 
     def _fact(self, replica_id: str) -> ev.ReplicaFact:
         held = self.agent.replicas[replica_id]
@@ -317,12 +300,12 @@ class Machine:
         self.hear(ev.ReplicaFailed(replica_id, "load_failed", "it can't be loaded here"))
         self.hear(ev.ReplicaExited(replica_id, "it can't be loaded here"))
 
-    def _stop(self, process: Process, *, lost: bool) -> None:
+    def _stop(self, process: Process) -> None:
         for timer in process.timers:
             timer.cancel()
         for shared, transfer in process.reads:
             shared.cancel(transfer)
-        if process.step is not None and lost:
+        if process.step is not None:
             _, _, spans, _ = process.step
             meter = self._around.meter
             meter.rows_lost += span_count(spans)
@@ -352,7 +335,7 @@ class Machine:
         process.step = lease_id, job_id, spans, seconds
         process.began_s = self._clock.now
         process.speed = self.kind.speed / self._busy(process.device_id)
-        if self._dies(process, work, spans):
+        if self._dies(process, work):
             return
         if self._hangs(process):
             return  # nothing more is heard of it until the agent's patience ends
@@ -395,15 +378,12 @@ class Machine:
             spans = [(spans[0][0], more[0][1])] if len(spans) == 1 and spans[0][1] == more[0][0] else spans + more
         return spans, seconds
 
-    def _dies(self, process: Process, work: Work, spans: list[Span]) -> bool:
-        def holds(indices: frozenset[int] | dict[int, int]) -> list[int]:
-            return [index for index in indices if any(start <= index < stop for start, stop in spans)]
-
+    def _dies(self, process: Process, work: Work) -> bool:
         replica_id = process.replica_id
-        if process.device_id in self.bad or (work.poison and holds(work.poison)):
+        if process.device_id in self.bad or process.runs_any(work.poison):
             self._after(replica_id, DIES_AFTER_S, lambda: self.kill_replica(replica_id))
             return True
-        if work.outgrows and any(self.kind.memory_bytes <= work.outgrows[index] for index in holds(work.outgrows)):
+        if process.runs_any(i for i, size in work.outgrows.items() if self.kind.memory_bytes <= size):
             self._after(replica_id, DIES_AFTER_S, lambda: self._outgrown(replica_id))
             return True
         return False

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pilotlight.sim.spec import Kind
+
 
 def _floats() -> dict[str, float]:
     return {}
@@ -36,9 +38,10 @@ class Meter:
     bytes: dict[str, float] = field(default_factory=_floats)
     joined: int = 0
     lost: int = 0
-    manager_events: int = 0
     rows: int = 0
     curve: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
+    workers: dict[str, int] = field(default_factory=_counts)
+    """How many of each kind are there."""
     present: list[tuple[float, str, int]] = field(default_factory=list[tuple[float, str, int]])
     curve_every_s: float = 0.0
     """Points of the curve are at least so far apart."""
@@ -62,9 +65,15 @@ class Meter:
         else:
             self.curve[-1] = (self.curve[-1][0], self.rows)
 
-    def count(self, now: float, kind: str, workers: int) -> None:
-        """So many workers of a kind are there now."""
-        self.present.append((now, kind, workers))
+    def count(self, now: float, kind: str, more: int) -> None:
+        """So many workers more (or less) of a kind are there now."""
+        self.workers[kind] = self.workers.get(kind, 0) + more
+        self.present.append((now, kind, self.workers[kind]))
+
+    def was_there(self, kind: Kind, seconds: float) -> None:
+        """A worker of a kind was there for so long."""
+        self.device_s += seconds * kind.devices
+        self.available_s += seconds * kind.devices * kind.speed
 
     def say(self, now: float, line: str) -> None:
         """Something happened."""

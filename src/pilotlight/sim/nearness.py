@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pilotlight.core.transitions import JobState
+from pilotlight.sim import trial
 from pilotlight.sim.calibrate import Calibrated
 from pilotlight.sim.cluster import Cluster
-from pilotlight.sim.trial import pervasive
 
 ERROR_MAX = 0.1
 """A simulated time that is off by more, as a part of the real one, is too far."""
+
+GIVE_UP = 10.0
+"""A simulated run that takes so many times what the real one took is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,9 @@ class Compared:
 
 
 def play(found: Calibrated) -> Cluster:
-    """Simulate the scenario as it is, to its end or to ten times what the run took."""
-    cluster, jobs = pervasive(found.scenario), len(found.scenario.jobs)
+    """Simulate the scenario as it is, to its end or to `GIVE_UP` times what the run took."""
     took_s = max(job.ended_s or 0.0 for job in found.jobs) - found.began_s
-    cluster.clock.run(lambda: len(cluster.outputs) == jobs and cluster.all_ended(), 10 * took_s)
-    cluster.close()
-    return cluster
+    return trial.play(found.scenario, GIVE_UP * took_s)
 
 
 def compare(found: Calibrated) -> list[Compared]:

@@ -5,6 +5,7 @@ All times in seconds, sizes in bytes, speeds relative to a device of speed 1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from pilotlight.sim.chance import lognormal
@@ -70,6 +71,10 @@ class Work:
     def seconds(self, index: int) -> float:
         """What a row takes on a device of speed 1."""
         return self.row_s * lognormal(self.seed, index, self.sigma) if self.sigma else self.row_s
+
+    def total_s(self, start: int, stop: int) -> float:
+        """What the rows from `start` to before `stop` take together there."""
+        return math.fsum(map(self.seconds, range(start, stop))) if self.sigma else (stop - start) * self.row_s
 
 
 @dataclass(frozen=True, slots=True)

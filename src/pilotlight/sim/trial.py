@@ -10,7 +10,7 @@ from time import perf_counter
 
 from pilotlight.core.allocation import Options
 from pilotlight.core.transitions import JobState
-from pilotlight.sim.availability import Life, lives
+from pilotlight.sim.availability import Life, come, lives
 from pilotlight.sim.baselines import Baseline
 from pilotlight.sim.cluster import Cluster
 from pilotlight.sim.meter import Meter
@@ -19,6 +19,7 @@ from pilotlight.sim.spec import Kind, Model, Work
 
 OURS = "pervasive"
 POLICIES = ("naive", "files", "shards", OURS)
+BATCHED = frozenset({"naive", "files"})
 BATCHES = (1, 100, 1000, 3000, 7500)
 
 
@@ -69,11 +70,12 @@ def run(scenario: Scenario, policy: str, batch: int = 0) -> Outcome:
 
 def run_all(scenario: Scenario, policies: list[str], batches: tuple[int, ...] = BATCHES) -> list[Outcome]:
     """Each policy, those with batches at each size."""
-    made: list[Outcome] = []
-    for policy in policies:
-        sizes = batches if policy in {"naive", "files"} else (0,)
-        made += [run(scenario, policy, batch) for batch in sizes]
-    return made
+    return [run(scenario, policy, batch) for policy, batch in ways(policies, batches)]
+
+
+def ways(policies: list[str], batches: tuple[int, ...]) -> list[tuple[str, int]]:
+    """Each policy with each size of its batches; 0 where it has none."""
+    return [(policy, batch) for policy in policies for batch in (batches if policy in BATCHED else (0,))]
 
 
 def one_by_one(scenario: Scenario) -> list[tuple[str, Scenario]]:
@@ -107,13 +109,18 @@ def _switched(scenario: Scenario) -> Scenario:
 
 
 def _pervasive(scenario: Scenario) -> tuple[float, Meter]:
-    cluster = pervasive(scenario)
-    jobs = len(scenario.jobs)
-    cluster.clock.run(lambda: len(cluster.outputs) == jobs and cluster.all_ended(), scenario.give_up_s)
-    cluster.close()
+    cluster = play(scenario, scenario.give_up_s)
     outputs = cluster.outputs.values()
-    ended = len(outputs) == jobs and all(output.ended is JobState.COMPLETED for output in outputs)
+    ended = len(outputs) == len(scenario.jobs) and all(output.ended is JobState.COMPLETED for output in outputs)
     return (cluster.clock.now if ended else float("inf")), cluster.meter
+
+
+def play(scenario: Scenario, until_s: float) -> Cluster:
+    """The real core in a scenario's world, after all its jobs have ended, or at a moment."""
+    cluster, jobs = pervasive(scenario), len(scenario.jobs)
+    cluster.clock.run(lambda: len(cluster.outputs) == jobs and cluster.all_ended(), until_s)
+    cluster.close()
+    return cluster
 
 
 def pervasive(scenario: Scenario) -> Cluster:
@@ -133,12 +140,6 @@ def pervasive(scenario: Scenario) -> Cluster:
 
     for work in scenario.jobs:
         clock.at(work.at_s, submits(work))
-    coming = lives(scenario)
-
-    def next_life() -> None:
-        life = next(coming, None)
-        if life is not None:
-            clock.at(life.start_s, lambda: begin(life))
 
     def begin(life: Life) -> None:
         kind = life.kind if policy.parking else dataclasses.replace(life.kind, host_bytes=0)
@@ -148,9 +149,8 @@ def pervasive(scenario: Scenario) -> Cluster:
             clock.at(warned_s, lambda: cluster.depart(name, life.stop_s - warned_s))
         for at_s in life.deaths_s:
             clock.at(at_s, lambda: cluster.kill_a_replica(name))
-        next_life()
 
-    next_life()
+    come(clock, scenario, begin)
     return cluster
 
 
@@ -166,8 +166,7 @@ def bound_s(scenario: Scenario) -> float:
     inf: they can't end before the scenario gives up.
     """
     changes: list[tuple[float, int, float, float]] = [
-        (work.at_s, n, 0.0, sum(map(work.seconds, range(work.rows))) if work.sigma else work.rows * work.row_s)
-        for n, work in enumerate(scenario.jobs)
+        (work.at_s, n, 0.0, work.total_s(0, work.rows)) for n, work in enumerate(scenario.jobs)
     ]
     heapq.heapify(changes)
     jobs, speed, work_s, now = len(changes), 0.0, 0.0, 0.0
