@@ -14,7 +14,7 @@ from pilotlight.core.decisions import GrantRows, ManagerDecision, ReadRows, Revo
 from pilotlight.core.model import DeviceId, Job, JobId, Lease, Part, VariantId, Worker, WorkerId
 from pilotlight.core.planning import Pace, Planner, Plans
 from pilotlight.core.policy import sharing, sizing
-from pilotlight.core.policy.fit import largest_bytes, serves
+from pilotlight.core.policy.fit import largest_bytes
 from pilotlight.core.policy.tail import Tail
 from pilotlight.core.ranges import IndexSet
 from pilotlight.core.state import State
@@ -291,7 +291,7 @@ class Allocation:
     def _others_serve(self, worker: Worker, avoid: tuple[DeviceId, ...], job: Job) -> bool:
         """Whether a job's rows could run on another device of a worker than these."""
         others = (belief for other_id, belief in worker.devices.items() if other_id not in avoid)
-        return any(serves(belief, job.variant_id, self._now) for belief in others)
+        return any(belief.serves(job.variant_id, self._now) for belief in others)
 
     def _other_can(self, worker: Worker, job: Job, rows: IndexSet) -> bool:
         """Whether a job's rows could run on another worker, on a device that they need not avoid as well."""

@@ -229,8 +229,7 @@ def _part(worker: Worker, beliefs: Iterable[DeviceBelief], variant_id: VariantId
         live = replica is not None and replica.state is ReplicaState.LIVE
         if live:
             kinds.append(belief.device.kind)
-        rest_s = belief.quarantined_until_s
-        if variant_id in belief.wants and (rest_s is None or rest_s <= now):
+        if belief.serves(variant_id, now):
             wanting += 1
             if live and replica is not None:
                 capacity += replica.wanted

@@ -102,6 +102,14 @@ class DeviceBelief:
     vain_deaths: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
     """Deaths of a variant's replicas while it never had a result here."""
 
+    def rests(self, now: float) -> bool:
+        """Whether the device is in quarantine."""
+        return self.quarantined_until_s is not None and self.quarantined_until_s > now
+
+    def serves(self, variant_id: VariantId, now: float) -> bool:
+        """Whether the device takes rows of a variant, or is about to."""
+        return variant_id in self.wants and not self.rests(now)
+
 
 class Part(NamedTuple):
     """What a live worker adds to a variant's totals (`census`).
@@ -154,9 +162,7 @@ class Worker:
         wanted = 0
         for belief in self.devices.values():
             replica = belief.replicas.get(variant_id)
-            if replica is None or replica.state is not ReplicaState.LIVE or variant_id not in belief.wants:
-                continue
-            if belief.quarantined_until_s is None or belief.quarantined_until_s <= now:
+            if replica is not None and replica.state is ReplicaState.LIVE and belief.serves(variant_id, now):
                 wanted += replica.wanted
         return wanted
 

@@ -25,20 +25,10 @@ def may_load(belief: DeviceBelief, variant_id: VariantId, now: float) -> bool:
     return belief.retry_at_s.get(variant_id, 0.0) <= now
 
 
-def rests(belief: DeviceBelief, now: float) -> bool:
-    """Whether a device is in quarantine."""
-    return belief.quarantined_until_s is not None and belief.quarantined_until_s > now
-
-
-def serves(belief: DeviceBelief, variant_id: VariantId, now: float) -> bool:
-    """Whether a device takes rows of a variant, or is about to."""
-    return variant_id in belief.wants and not rests(belief, now)
-
-
 def largest_bytes(workers: Iterable[Worker], variant_id: VariantId, now: float) -> int:
     """The memory of the largest device that takes rows of a variant; 0 where none does."""
     beliefs = (belief for worker in workers for belief in worker.devices.values())
-    return max((b.device.memory_bytes for b in beliefs if serves(b, variant_id, now)), default=0)
+    return max((b.device.memory_bytes for b in beliefs if b.serves(variant_id, now)), default=0)
 
 
 def was_crowded(belief: DeviceBelief, variant_id: VariantId) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pilotlight.core.model import DeviceBelief, DeviceId, VariantId, Worker
 from pilotlight.core.policy.estimate import Estimates
-from pilotlight.core.policy.fit import LOAD_TRIES_MAX, Fitness, explain_no_fit, failed_everywhere, rests
+from pilotlight.core.policy.fit import LOAD_TRIES_MAX, Fitness, explain_no_fit, failed_everywhere
 from pilotlight.core.policy.partition import Claim, Partition, Slot, job_claims, pin_claims
 from pilotlight.core.policy.retention import fill, stays, value
 from pilotlight.core.state import State
@@ -63,7 +63,7 @@ class _Plan:
         slots: dict[tuple[str, DeviceId], Slot] = {}
         for worker in workers:
             for device_id, belief in worker.devices.items():
-                if not rests(belief, self._now):
+                if not belief.rests(self._now):
                     slots[worker.worker_id, device_id] = Slot(worker, belief)
         claims, pins = job_claims(self._state, self._estimates), pin_claims(self._state)
         if some is not None:
