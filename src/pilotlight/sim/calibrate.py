@@ -253,7 +253,9 @@ def _model(run: Run, job: JobRun, name: str, kind_of: dict[str, _Group]) -> Mode
     size = _sizes(run).get(variant.variant_id, variant.memory_bytes if variant.has_files else 0)
     loads = [load for load in run.loads if load.variant_id == variant.variant_id and load.worker_id in kind_of]
     built = [load for load in loads if load.origin != "asleep" and load.load_s > 0]
-    imports = [load.stages["import"] for load in built if load.stages.get("import", 0.0) > 0.001]
+    imports = [
+        load.stages["import"] + _copying_s(run, load) for load in built if load.stages.get("import", 0.0) > 0.001
+    ]
     held = [load.memory_bytes for load in loads if load.memory_bytes]
     memory = int(statistics.median(held)) if held else variant.memory_bytes
     return Model(
@@ -265,6 +267,15 @@ def _model(run: Run, job: JobRun, name: str, kind_of: dict[str, _Group]) -> Mode
         _round(_mean([load.stages.get("warm", 0.0) * kind_of[load.worker_id].kind.speed for load in built])),
         sleeps=any(load.origin == "asleep" for load in loads),
         declared_bytes=variant.memory_bytes or None,
+    )
+
+
+def _copying_s(run: Run, load: LoadRun) -> float:
+    """How long copies were made before a load. Libraries are imported meanwhile: `import` is what was left of that."""
+    return sum(
+        copy.took_s
+        for copy in run.copies
+        if (copy.worker_id, copy.variant_id) == (load.worker_id, load.variant_id) and copy.at_s <= load.at_s
     )
 
 

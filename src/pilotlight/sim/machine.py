@@ -334,12 +334,12 @@ class Machine:
             process.held = deque(sorted(process.held, key=lambda held: held[1] == job_id))
         process.step = lease_id, job_id, spans, seconds
         process.began_s = self._clock.now
-        process.speed = self.kind.speed / self._busy(process.device_id)
+        process.speed = self.kind.speed / max(self._busy(process.device_id), self.host.slowness())
         if self._dies(process, work):
             return
         if self._hangs(process):
             return  # nothing more is heard of it until the agent's patience ends
-        took_s = seconds / process.speed * self.host.slowness()
+        took_s = seconds / process.speed
         self._after(process.replica_id, took_s, lambda: self._stepped(process))
         patience_s = work.request_timeout_s / 4
         if took_s > patience_s:

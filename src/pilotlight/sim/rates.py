@@ -1,14 +1,15 @@
 """How fast devices were on which jobs, fitted to what a run measured.
 
-The model: a row of a job takes `row_s` on a device of speed 1; another worker's devices take row_s / speed; where more
-replicas of a host are busy than work abreast at full speed, all of them take longer in proportion. Fitted by weighted
-least squares of logarithms: factors are what is compared, and a second of work counts the same wherever it was done.
+The model: a row of a job takes `row_s` on a device of speed 1; another worker's devices take row_s / speed; replicas
+share a device; where more of a host are busy than work abreast at full speed, all of them take longer in proportion.
+Fitted by weighted least squares of logarithms: factors are what is compared, and a second of work counts the same
+wherever it was done.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -27,12 +28,13 @@ ALONE_S_MIN = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What a worker's device did of a job while so many replicas of its host were busy."""
+    """What a worker's device did of a job while so many replicas of its host, and so many of its own, were busy."""
 
     worker_id: str
     job_id: str
     host: str
     busy: int
+    here: int
     seconds: float
     rows: float
 
@@ -67,7 +69,7 @@ def fit(run: Run) -> Rates:
 
 def _slowness(cell: Cell, abreast: dict[str, float]) -> float:
     limit = abreast.get(cell.host, 0.0)
-    return max(1.0, cell.busy / limit) if limit else 1.0
+    return max(float(cell.here), cell.busy / limit if limit else 1.0)
 
 
 def _error(cells: list[Cell], rates: Rates) -> float:
@@ -126,7 +128,9 @@ class _Both:
     rows: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
-_Key = tuple[str, str, str, int]
+_Busy = tuple[int, int]
+"""Replicas of the host, and of the device."""
+_Key = tuple[str, str, str, _Busy]
 """Worker, job, host, busy replicas."""
 
 
@@ -135,7 +139,7 @@ class _Sums:
     """Seconds and rows where a job had its replica to itself, and where it had not."""
 
     alone: dict[_Key, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
-    both: dict[tuple[str, str, int, tuple[str, ...]], _Both] = field(default_factory=lambda: defaultdict(_Both))
+    both: dict[tuple[str, str, _Busy, tuple[str, ...]], _Both] = field(default_factory=lambda: defaultdict(_Both))
 
 
 def measured_cells(run: Run) -> list[Cell]:
@@ -157,7 +161,7 @@ def measured_cells(run: Run) -> list[Cell]:
 
 def _cells(sums: dict[_Key, list[float]]) -> list[Cell]:
     return [
-        Cell(worker_id, job_id, host, busy, seconds, rows)
+        Cell(worker_id, job_id, host, *busy, seconds, rows)
         for (worker_id, job_id, host, busy), (seconds, rows) in sums.items()
         if seconds > 0 and rows > 0
     ]
@@ -209,23 +213,24 @@ def _sweep(run: Run, host: str, worked: list[Worked], loads: list[tuple[float, i
     active: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for at_s, worker_id, device_id, job_id, count, density in changes:
         if at_s > last_s:
-            for (worker, _, _), jobs in active.items():
-                _add(sums, worker, host, loading + len(active), at_s - last_s, jobs)
+            here = Counter((worker, device) for worker, device, _ in active)
+            for (worker, device, _), jobs in active.items():
+                _add(sums, worker, host, (loading + len(active), here[worker, device]), at_s - last_s, jobs)
             last_s = at_s
         if not worker_id:
             loading += count
             continue
         replica = (worker_id, device_id, run.jobs[job_id].variant.variant_id)
-        here = active.setdefault(replica, {}).setdefault(job_id, [0, 0.0])
-        here[0] += count
-        here[1] += density
-        if here[0] <= 0:
+        lines = active.setdefault(replica, {}).setdefault(job_id, [0, 0.0])
+        lines[0] += count
+        lines[1] += density
+        if lines[0] <= 0:
             del active[replica][job_id]
             if not active[replica]:
                 del active[replica]
 
 
-def _add(sums: _Sums, worker: str, host: str, busy: int, seconds: float, jobs: dict[str, list[float]]) -> None:
+def _add(sums: _Sums, worker: str, host: str, busy: _Busy, seconds: float, jobs: dict[str, list[float]]) -> None:
     """A replica's time between two changes. jobs: (lines, rows per second) of each."""
     if len(jobs) == 1:
         ((job, (_, per_s)),) = jobs.items()
