@@ -99,10 +99,13 @@ class Gate:
                 await asyncio.sleep(FULL_S)
                 continue
             if len(self._strangers) >= STRANGERS_MAX:
-                next(iter(self._strangers)).cancel()
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.cancel()
             task = loop.create_task(self._meet(sock))
             self._strangers[task] = None
             task.add_done_callback(lambda done: self._strangers.pop(done, None))
+            await asyncio.sleep(0)  # let it begin: one that is cancelled before never closes its socket
 
     async def _meet(self, sock: socket.socket) -> None:
         with contextlib.suppress(TimeoutError, OSError, LinkClosed, JoinRefused):
