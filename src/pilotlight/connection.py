@@ -157,7 +157,7 @@ class Connection(asyncio.Protocol):
         except LinkClosed as error:
             self.close(str(error))
             return
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:  # bytes of any peer may do no more than that
             self.close(f"a frame can't be decoded: {error}")
             return
         for message in messages:

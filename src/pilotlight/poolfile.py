@@ -20,6 +20,8 @@ from pilotlight.durable import replace_file
 from pilotlight.wire import PoolSpec
 
 DEFAULT_NAME = "default"
+ENDED = "ended"
+"""The file that marks the folder of a pool that was taken down."""
 SOCKET_PATH_BYTES_MAX = 107
 """What fits into a Unix socket's address (unix(7)): `socket_dir` is for pools whose folder's path is longer."""
 
@@ -39,7 +41,10 @@ def pools_folder() -> Path:
 
 
 def pool_folder(name: str = DEFAULT_NAME) -> Path:
-    """The folder of the lasting pool of that name; it may not be there yet. Raises `ConfigError`."""
+    """The folder of the lasting pool of that name, or of that folder if there is a slash in it; it may not be there
+    yet. Raises `ConfigError`."""
+    if "/" in name:
+        return Path(os.path.abspath(os.path.expanduser(name)))
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name in {".", ".."}:
         raise ConfigError(f"{name!r} can't name a pool: use 1 to 64 letters, digits, dots, dashes and underscores")
     return pools_folder() / name
@@ -70,6 +75,16 @@ def remove_sockets(pool: Path, spec: PoolSpec) -> None:
     """Remove what a manager that is gone may have left. For the holder of the manager's lock."""
     for name in ("client.sock", "worker.sock"):
         Path(socket_path(pool, spec, name)).unlink(missing_ok=True)
+
+
+def mark_ended(pool: Path) -> None:
+    """Say that the pool shall not be up any more. Raises OSError."""
+    (pool / ENDED).touch(mode=0o600)
+
+
+def shall_be_up(pool: Path) -> bool:
+    """Whether the pool was brought up and not taken down since; its manager may have crashed."""
+    return (pool / "pool.json").exists() and not (pool / ENDED).exists()
 
 
 def is_up(pool: Path) -> bool:

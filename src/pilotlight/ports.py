@@ -48,7 +48,8 @@ class WorkerLink(Protocol):
     """A worker's end of its connection; it dials out."""
 
     async def connect(self, on_message: Callable[[ManagerMessage], None], on_lost: Callable[[str], None]) -> None:
-        """One try. Raises `LinkClosed` where no manager answers. May be called again after `on_lost`."""
+        """One try. Raises `LinkClosed` where no manager answers and another try may help, `ConfigError` where none
+        can. May be called again after `on_lost`."""
         ...
 
     def send(self, message: WorkerMessage) -> None:

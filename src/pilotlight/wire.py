@@ -240,7 +240,8 @@ class PoolSpec(Struct, frozen=True, kw_only=True):
     manager. python: the interpreter to start workers with. silence_s: how long a worker may say nothing. grace_s: how
     long a worker that gets a signal may take to leave. keep_alive_s: how long an idle context stays live; negative: for
     ever. cache_dir: the machine's cache of model files; empty: the user's default. cache_bytes: its size limit; 0:
-    what the disk allows.
+    what the disk allows. listen: the TCP address (`HOST:PORT`; port 0: any, the same each time) that other machines
+    may dial; empty: none. advertise: addresses that they are told to dial, where those are others than its own.
     """
 
     workers: int
@@ -256,6 +257,8 @@ class PoolSpec(Struct, frozen=True, kw_only=True):
     keep_alive_s: float = 600.0
     cache_dir: str = ""
     cache_bytes: int = 0
+    listen: str = ""
+    advertise: list[str] = []
 
 
 def digest(value: object) -> str:

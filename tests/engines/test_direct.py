@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import shutil
 import socket
 import stat
 import struct
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,14 +18,6 @@ from pilotlight.engines.direct import DirectManagerLink, DirectWorkerLink
 from pilotlight.messages import Grant, Join
 from pilotlight.testing import links
 from pilotlight.wire import Chunk
-
-
-@pytest.fixture
-def sockets() -> Iterator[Path]:
-    """A folder whose name is short enough for a Unix socket's path."""
-    folder = Path(tempfile.mkdtemp(prefix="pl-", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("check", links.CHECKS, ids=lambda check: check.__name__)

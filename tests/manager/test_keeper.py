@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from pilotlight.core.errors import PilotlightError
 from pilotlight.manager import keeper as keeper_module
 from pilotlight.manager.keeper import RETURN_S_MAX, Keeper
+
+HERE = platform.node()
 
 
 class Provider:
@@ -69,7 +72,7 @@ def test_names_are_used_once_in_a_pools_life(clock: Clock) -> None:
     assert list(provider.names.values()) == ["worker-1", "worker-2"]
     clock.now += 60
     for name in ("worker-1", "worker-2"):
-        first.joined(name)
+        first.joined(name, HERE)
     provider.ended = {"p-worker-1": "exit status 1"}
     assert first.look() == {"worker-1": "exit status 1"}
     assert list(provider.names.values()) == ["worker-1", "worker-2", "worker-3"]
@@ -98,7 +101,7 @@ def test_adopted_pilots_count(clock: Clock) -> None:
     keeper.look()
     assert list(provider.names.values()) == ["worker-2-1"]
     clock.now += 60
-    keeper.joined("worker-1")
+    keeper.joined("worker-1", HERE)
     provider.ended = {"a": "its process is gone"}
     assert keeper.look() == {"worker-1": "its process is gone"}
     assert list(provider.names.values()) == ["worker-2-1", "worker-2-2"]
@@ -110,7 +113,7 @@ def test_pilots_that_are_too_many_are_ended(clock: Clock) -> None:
     assert keeper.adopt({"worker-1": "a", "worker-2": "b"}) == ["worker-1"]
     assert provider.cancelled == ["b"]
     clock.now += 60
-    keeper.joined("worker-1")
+    keeper.joined("worker-1", HERE)
     provider.ended = {"b": "its process is gone"}
     keeper.look()
     assert not provider.names
@@ -128,14 +131,14 @@ def test_an_adopted_pilot_whose_worker_does_not_come_back_is_ended(clock: Clock)
 def test_a_worker_of_no_known_pilot_counts_while_it_is_here_and_a_while_longer(clock: Clock) -> None:
     provider = Provider()
     keeper = Keeper(provider, 1, quiet, epoch=2)
-    keeper.joined("worker-7")
+    keeper.joined("worker-7", HERE)
     clock.now += 1000
     keeper.look()
     assert not provider.names
     keeper.left("worker-7")
     keeper.look()
     assert not provider.names  # it may come back
-    keeper.joined("worker-7")
+    keeper.joined("worker-7", HERE)
     clock.now += RETURN_S_MAX + 1
     keeper.look()
     assert not provider.names
@@ -159,7 +162,7 @@ def test_a_pilot_that_was_about_to_be_submitted_may_have_been(clock: Clock) -> N
 def test_strangers_are_known_to_the_manager_after_next(clock: Clock) -> None:
     kept: list[Mapping[str, str]] = []
     keeper = Keeper(Provider(), 1, quiet, epoch=2, keep=kept.append)
-    keeper.joined("worker-7")
+    keeper.joined("worker-7", HERE)
     assert kept[-1] == {"worker-7": ""}
     provider = Provider()
     later = Keeper(provider, 1, quiet, epoch=3, keep=kept.append)
@@ -169,3 +172,18 @@ def test_strangers_are_known_to_the_manager_after_next(clock: Clock) -> None:
     clock.now += RETURN_S_MAX + 1
     later.look()
     assert list(kept[-1]) == ["worker-3-1"]
+
+
+@pytest.mark.parametrize(("name", "host"), [("gpu7-3f2a1b", "gpu7"), ("gpu7-3f2a1b", HERE), ("worker-1", "gpu7")])
+def test_workers_that_dial_in_do_not_count(clock: Clock, name: str, host: str) -> None:
+    kept: list[Mapping[str, str]] = []
+    provider = Provider()
+    keeper = Keeper(provider, 1, quiet, epoch=2, keep=kept.append)
+    keeper.joined(name, host)
+    keeper.look()
+    assert list(provider.names.values()) == ["worker-2-1"]
+    assert name not in kept[-1]
+    keeper.left(name)
+    clock.now += RETURN_S_MAX + 1
+    keeper.look()
+    assert list(provider.names.values()) == ["worker-2-1"]

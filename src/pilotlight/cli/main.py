@@ -26,6 +26,7 @@ _VERBS = [  # for the list; a verb's own help is its docstring
     (_JOBS, "run-batch", "cli.run_batch:run_batch", "Run an OpenAI batch file, as vLLM does."),
     (_POOL, "up", "cli.up:up", "Start a pool that stays when commands end."),
     (_POOL, "down", "cli.up:down", "End the pool."),
+    (_POOL, "worker", "cli.worker:worker", "Work for a pool on another machine."),
     (_POOL, "jobs", "cli.jobs:jobs", "List the pool's jobs."),
     (_POOL, "attach", "cli.jobs:attach", "Follow a job of the pool."),
     (_POOL, "cancel", "cli.jobs:cancel", "End a job of the pool."),
@@ -38,7 +39,7 @@ _VERBS = [  # for the list; a verb's own help is its docstring
     (_LOOK, "demo", "factcheck.demo:demo", "Watch claims being verified: a worker is lost, and no row."),
 ]
 _FACTCHECK = "Verify claims against their evidence."
-_PROCESSES = {"worker": "pilotlight.worker.__main__", "manager": "pilotlight.manager.__main__"}
+_PROCESSES = {"manager": "pilotlight.manager.__main__"}
 """Verbs that are started by other processes of ours; they parse their own arguments and are not in the help."""
 
 _OPTIONAL_VALUE = "--retry-errors"

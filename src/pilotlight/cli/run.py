@@ -15,6 +15,7 @@ from pilotlight.client.console.options import Inputs, ModelOptions, Output, RunO
 from pilotlight.client.console.pools import choose_pool
 from pilotlight.client.jobs import Job
 from pilotlight.client.llm import LLM
+from pilotlight.client.places import check_paths
 from pilotlight.client.pool import Pool
 from pilotlight.core.errors import ConfigError
 from pilotlight.wire import Operation
@@ -73,9 +74,11 @@ def run(
         raise ConfigError("--label-scoring would have no effect without --labels")
     if labels is not None and sampling.given:
         raise ConfigError(f"{', '.join(sampling.given)} would have no effect with --labels: nothing is generated")
-    checks.check_model(model.model, runtime=model.runtime)
-    rows = checks.first_rows(inputs)
-    if model.runtime != "echo":
+    is_here = check_paths(options.pool or "", [*inputs, *([] if output is None else [output])])
+    if is_here:
+        checks.check_model(model.model, runtime=model.runtime)
+    rows = checks.first_rows(inputs) if is_here else []
+    if is_here and model.runtime != "echo":
         checks.check_rows(rows, prompt_template)
         if not (chat or checks.are_chats(rows, prompt_template)):
             _refuse_chat_options(system_prompt, chat_template_kwargs)
@@ -94,7 +97,10 @@ def _refuse_chat_options(system_prompt: str | None, chat_template_kwargs: str | 
 def run_files(llm: LLM, operation: Operation, inputs: list[Path], output: Path | None, options: RunOptions) -> int:
     """Run a job between files as every verb does: checks, dry run, progress, summary. Returns the exit code."""
     options.check()
-    if output is not None:
+    is_here = check_paths(options.pool or "", [*inputs, *([] if output is None else [output])])
+    if options.dry_run and not is_here:
+        raise ConfigError("--dry-run looks at files of this machine: run it on that of the pool's manager")
+    if is_here and output is not None:
         checks.check_output(output, inputs)
         checks.check_retried(output, options.retried)
     if options.dry_run:

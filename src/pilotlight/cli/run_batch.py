@@ -12,6 +12,7 @@ from pilotlight.cli.run import run_files
 from pilotlight.cli.vllm import IdleOptions, RefusedOptions
 from pilotlight.client import checks
 from pilotlight.client.console.options import ModelOptions, RunOptions, SamplingOptions, Truncation
+from pilotlight.client.places import check_paths
 from pilotlight.core.errors import ConfigError
 from pilotlight.wire import Operation
 
@@ -34,8 +35,10 @@ def run_batch(
     model, options = model or ModelOptions(), options or RunOptions()
     (refused or RefusedOptions()).check()
     checks.check_truncation(truncate_prompt_tokens)
-    checks.check_model(model.model, runtime=model.runtime)
-    rows = checks.first_rows([input_file])
+    is_here = check_paths(options.pool or "", [input_file])
+    if is_here:
+        checks.check_model(model.model, runtime=model.runtime)
+    rows = checks.first_rows([input_file]) if is_here else []
     good = [row for row in rows if isinstance(row, dict)]
     if good and all("body" not in row for row in good):
         raise ConfigError(f"{input_file} is no batch file: its rows have no body (they have {', '.join(good[0])})")

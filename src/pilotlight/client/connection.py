@@ -16,9 +16,13 @@ from typing import Any
 
 from pilotlight.connection import Connection, dial
 from pilotlight.core.errors import LinkClosed, PilotlightError
+from pilotlight.gate import dialling
+from pilotlight.gate.invitation import Invitation
 from pilotlight.messages import ClientMessage, ClientReply, Greeting, Hello
 from pilotlight.wire import VERSION
 
+Place = str | Invitation
+"""Where a manager is: a Unix socket's path, or a pool on another machine."""
 GREETING_S_MAX = 30.0
 CLOSE_S_MAX = 5.0
 
@@ -35,10 +39,11 @@ class Link:
         self._greeting: Future[Greeting] = Future()
         self._stopped = False
 
-    def open(self, path: str, hello: Hello, timeout_s: float = GREETING_S_MAX) -> Greeting:
-        """Connect and introduce ourselves. Raises `LinkClosed`, or `PilotlightError` on another version or silence."""
+    def open(self, place: Place, hello: Hello, timeout_s: float = GREETING_S_MAX) -> Greeting:
+        """Connect and introduce ourselves. Raises `LinkClosed`, or `PilotlightError` on another version, silence, or
+        where a gate does not let us in."""
         self._thread.start()
-        dialled = asyncio.run_coroutine_threadsafe(dial(path, ClientReply, self._prepare), self._loop)
+        dialled = asyncio.run_coroutine_threadsafe(self._dial(place), self._loop)
         try:
             self._connection = dialled.result(timeout_s)
             self.send(hello)
@@ -49,6 +54,12 @@ class Link:
             message = f"the manager speaks version {greeting.version}, this client {VERSION}: use one release for both"
             raise PilotlightError(message)
         return greeting
+
+    async def _dial(self, place: Place) -> Connection:
+        if isinstance(place, str):
+            return await dial(place, ClientReply, self._prepare)
+        connection, _ = await dialling.dial(place, "", "", ClientReply, self._prepare)
+        return connection
 
     def send(self, message: ClientMessage) -> None:
         """Queue a message. A closed link swallows it; `on_closed` has told or will tell."""

@@ -20,15 +20,30 @@ from typing import Literal
 import msgspec
 
 from pilotlight.client import folders, launch
+from pilotlight.client.connection import Place
+from pilotlight.client.places import answers, elsewhere, file_of, folder_of
 from pilotlight.client.session import Session
-from pilotlight.core.errors import ConfigError, JobCancelled, PilotlightError
+from pilotlight.core.errors import ConfigError, JobCancelled, LinkClosed, PilotlightError
+from pilotlight.gate.invitation import Invitation
 from pilotlight.messages import Ask, ContextsAnswer, Hello, JobsAnswer, Shutdown
-from pilotlight.poolfile import command, is_up, pool_folder, read_spec, remove_sockets, socket_path, write_spec
+from pilotlight.poolfile import (
+    ENDED,
+    command,
+    is_up,
+    mark_ended,
+    pool_folder,
+    read_spec,
+    remove_sockets,
+    shall_be_up,
+    socket_path,
+    write_spec,
+)
 from pilotlight.views import ContextView, JobView
 from pilotlight.wire import PoolSpec, WorkerShape
 
-ENDED = "ended"
 ORPHAN_TIMEOUT_S = 600.0
+LISTENING_SILENCE_S = 3.0
+"""A worker whose machine vanishes closes no connection: it is lost when it says nothing for so long."""
 DOWN_S_MAX = 60.0
 """A manager that takes longer to end is killed; its workers have 20 s for what they hold."""
 TALK_S_MAX = 10.0
@@ -45,6 +60,8 @@ class Wishes:
     keep_alive_s: float | None = None
     cache_dir: str | None = None
     cache_bytes: int | None = None
+    listen: str | None = None
+    advertise: tuple[str, ...] = ()
 
     def differences(self, spec: PoolSpec) -> list[str]:
         """What of this a running pool is not, in words."""
@@ -54,6 +71,8 @@ class Wishes:
             ("--keep-alive", self.keep_alive_s, spec.keep_alive_s),
             ("--cache-dir", self.cache_dir, spec.cache_dir),
             ("--cache-size", self.cache_bytes, spec.cache_bytes),
+            ("--listen", self.listen, spec.listen),
+            ("--advertise", list(self.advertise) or None, spec.advertise),
         ]
         return [name for name, wanted, is_so in pairs if wanted is not None and wanted != is_so]
 
@@ -65,6 +84,9 @@ class Wishes:
             "keep_alive_s": self.keep_alive_s,
             "cache_dir": self.cache_dir,
             "cache_bytes": self.cache_bytes,
+            "listen": self.listen,
+            "advertise": list(self.advertise) or None,
+            "silence_s": LISTENING_SILENCE_S if self.listen else None,
         }
         wanted = {name: value for name, value in given.items() if value is not None}
         return msgspec.structs.replace(spec, **wanted) if wanted else spec
@@ -88,7 +110,8 @@ class Down:
     jobs_unseen: int = 0
     """How many jobs of a manager that could not say more."""
     contexts: list[ContextView] = field(default_factory=list[ContextView])
-    workers: int = 0
+    workers: int | None = None
+    """How many of its own it kept, if that can be told."""
     forced: bool = False
     was_gone: bool = False
 
@@ -98,29 +121,36 @@ class Down:
 
 def bring_up(name: str, wishes: Wishes) -> Up:
     """Start the pool's manager, unless it runs. Raises `ConfigError` where a running pool is not as wished."""
-    folder = pool_folder(name)
+    folder = folder_of(name)
     folders.make_folder(folder, "pool", "PILOTLIGHT_STATE_DIR")
     with _locked(folder):
+        if (away := elsewhere(name)) is not None and answers(away):
+            return Up(name, folder, _as_wished(folder, name, wishes), "found")
         if is_up(folder) and not shall_be_up(folder):
             _end(folder, DOWN_S_MAX)  # whoever was to end it was interrupted
         if is_up(folder):
-            spec = read_spec(folder)
-            if names := wishes.differences(spec):
-                raise ConfigError(
-                    f"{', '.join(names)} would have no effect: pool {name} is up with "
-                    f"{described(spec)}; end it first: {command('down', name)}"
-                )
-            return Up(name, folder, spec, "found")
+            return Up(name, folder, _as_wished(folder, name, wishes), "found")
         crashed = shall_be_up(folder)
         spec = _spec_of(folder, name, wishes, crashed=crashed)
         _start(folder, spec)
     return Up(name, folder, spec, "resumed" if crashed else "started")
 
 
+def _as_wished(folder: Path, name: str, wishes: Wishes) -> PoolSpec:
+    """What a pool is that is up already. Raises `ConfigError` where that is not what is wished."""
+    spec = read_spec(folder)
+    if names := wishes.differences(spec):
+        raise ConfigError(
+            f"{', '.join(names)} would have no effect: pool {name} is up with {described(spec)}; end it first: "
+            f"{command('down', name)}"
+        )
+    return spec
+
+
 def revive(name: str) -> Up | None:
     """Start the manager of a pool that shall be up, if it crashed; None where there is no such pool. Raises
     `PilotlightError` where it can't be started."""
-    folder = pool_folder(name)
+    folder = folder_of(name)
     if not shall_be_up(folder):
         return None
     with _locked(folder):
@@ -133,12 +163,16 @@ def revive(name: str) -> Up | None:
     return Up(name, folder, spec, "resumed")
 
 
-def find(name: str) -> tuple[Path, PoolSpec]:
-    """Folder and spec of a pool that is up. Raises `ConfigError` with the command that brings it up."""
+def find(name: str) -> Place:
+    """Where the manager of a pool listens. Raises `ConfigError` where it is not up, with the command that brings it
+    up."""
+    away = elsewhere(name)
+    if away is not None:
+        return away
     folder = pool_folder(name)
     if not is_up(folder):
         raise ConfigError(f"pool {name} is not up; start it first: {command('up', name)}")
-    return folder, read_spec(folder)
+    return socket_path(folder, read_spec(folder), "client.sock")
 
 
 def described(spec: PoolSpec) -> str:
@@ -154,11 +188,11 @@ def _spec_of(folder: Path, name: str, wishes: Wishes, *, crashed: bool) -> PoolS
         spec = wishes.over(read_spec(folder))
         Path(spec.log_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
         return spec
-    workers = wishes.workers or len(wishes.shapes) or launch.default_workers()
+    workers = len(wishes.shapes) or launch.default_workers() if wishes.workers is None else wishes.workers
     if len(wishes.shapes) > workers:
         raise ConfigError(f"{len(wishes.shapes)} workers are described and only {workers} wanted")
     spec = PoolSpec(
-        name=name,
+        name=str(folder) if "/" in name else name,
         lasting=True,
         workers=workers,
         orphan_timeout_s=ORPHAN_TIMEOUT_S,
@@ -178,7 +212,7 @@ def _start(folder: Path, spec: PoolSpec) -> None:
         launch.start_manager(folder, spec, environment=_environment(), cwd=folder)
     except BaseException:
         if was_ended:
-            (folder / ENDED).touch(mode=0o600)  # it never was up
+            mark_ended(folder)  # it never was up
         raise
     (folder / ENDED).unlink(missing_ok=True)
 
@@ -196,6 +230,9 @@ def _environment() -> dict[str, str]:
 
 def take_down(name: str, *, grace_s: float = DOWN_S_MAX) -> Down | None:
     """End the pool's manager and workers, and wait until they are gone; None if there is nothing to end."""
+    away = elsewhere(name)
+    if away is not None and (file_of(name) is not None or answers(away)):
+        return _end_elsewhere(away, grace_s)
     folder = pool_folder(name)
     if not (shall_be_up(folder) or is_up(folder)):
         return None
@@ -205,12 +242,25 @@ def take_down(name: str, *, grace_s: float = DOWN_S_MAX) -> Down | None:
         return _end(folder, grace_s)
 
 
+def _end_elsewhere(away: Invitation, grace_s: float) -> Down:
+    """End a pool on another machine, and wait until nobody answers there. Raises `PilotlightError`."""
+    ended = _asked_to_end(away, workers=None)
+    if ended is None:
+        raise LinkClosed(f"the manager of pool {away.pool} on {away.host} gives no answer: it may have ended already")
+    deadline = time.monotonic() + grace_s
+    while answers(away):
+        if time.monotonic() >= deadline:
+            raise PilotlightError(f"the manager of pool {away.pool} on {away.host} was told to end and does not")
+        time.sleep(LOOK_S)
+    return ended
+
+
 def _end(folder: Path, grace_s: float) -> Down:
     """With the lock held."""
     spec = read_spec(folder)
-    (folder / ENDED).touch(mode=0o600)  # first, so that no command brings it up again meanwhile
+    mark_ended(folder)  # first, so that no command brings it up again meanwhile
     was_gone = not is_up(folder)
-    ended = None if was_gone else _asked_to_end(folder, spec)
+    ended = None if was_gone else _asked_to_end(socket_path(folder, spec, "client.sock"), spec.workers)
     forced = not was_gone and (ended is None or not _is_gone_within(folder, grace_s))
     if forced:
         _kill_manager(folder)
@@ -224,11 +274,11 @@ def _end(folder: Path, grace_s: float) -> Down:
     return replace(ended, forced=forced)
 
 
-def _asked_to_end(folder: Path, spec: PoolSpec) -> Down | None:
+def _asked_to_end(place: Place, workers: int | None) -> Down | None:
     """Tell the manager to end the pool; what there was by then, or None if it does not talk."""
     session = Session([])
     try:
-        session.open(socket_path(folder, spec, "client.sock"), Hello(), timeout_s=TALK_S_MAX)
+        session.open(place, Hello(), timeout_s=TALK_S_MAX)
     except (PilotlightError, OSError):
         return None
     try:
@@ -241,7 +291,7 @@ def _asked_to_end(folder: Path, spec: PoolSpec) -> Down | None:
     assert isinstance(jobs, JobsAnswer)
     assert isinstance(contexts, ContextsAnswer)
     running = [view for view in jobs.jobs if is_running(view)]
-    return Down(jobs=running, contexts=contexts.contexts, workers=spec.workers)
+    return Down(jobs=running, contexts=contexts.contexts, workers=workers)
 
 
 def is_running(view: JobView) -> bool:
@@ -300,13 +350,10 @@ def _end_what_is_left(folder: Path, spec: PoolSpec) -> int:
 # --- both ------------------------------------------------------------------------------------------------------
 
 
-def shall_be_up(folder: Path) -> bool:
-    """Whether the pool was brought up and not taken down since; its manager may have crashed."""
-    return (folder / "pool.json").exists() and not (folder / ENDED).exists()
-
-
 def has_crashed(name: str) -> bool:
-    """Whether the pool shall be up, and its manager is gone."""
+    """Whether the pool shall be up on this machine, and its manager is gone."""
+    if elsewhere(name) is not None:
+        return False
     folder = pool_folder(name)
     return shall_be_up(folder) and not is_up(folder)
 

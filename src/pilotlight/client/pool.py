@@ -33,7 +33,7 @@ from pilotlight.client.sampling import SamplingParams
 from pilotlight.client.session import Session, Watcher
 from pilotlight.core.errors import ConfigError, JobCancelled, LinkClosed
 from pilotlight.messages import Ask, Cancel, ContextsAnswer, Done, Evict, Hello, JobsAnswer, Pin, Shutdown
-from pilotlight.poolfile import DEFAULT_NAME, socket_path
+from pilotlight.poolfile import DEFAULT_NAME
 from pilotlight.views import ContextView, JobView
 from pilotlight.wire import (
     JobRequest,
@@ -103,7 +103,8 @@ class Pool:
         window_bytes: int = WINDOW_BYTES,
         watch_s: float = 0.5,
     ) -> Pool:
-        """The pool that `pilotlight up` started. `close` (or the end of `with`) leaves it up; jobs of this process that
+        """The pool that `pilotlight up` started; `name` may also be its folder, or its client file on another machine,
+        whose manager then opens all files. `close` (or the end of `with`) leaves it up; jobs of this process that
         are not over end with it, unless they are detached. Raises `ConfigError` if it is not up."""
         from pilotlight.client import lasting
 
@@ -148,9 +149,9 @@ class Pool:
         if lasting.has_crashed(self.name):
             again = f"it is brought up again by {lasting.command('up', self.name)}"
             raise LinkClosed(f"the manager of pool {self.name} is gone; {again}")
-        folder, spec = lasting.find(self.name)
+        place = lasting.find(self.name)
         session = Session(self._watchers)
-        session.open(socket_path(folder, spec, "client.sock"), Hello(watch_s=self._watch_s))
+        session.open(place, Hello(watch_s=self._watch_s))
         return session
 
     @property

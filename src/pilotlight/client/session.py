@@ -13,7 +13,9 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-from pilotlight.client.connection import GREETING_S_MAX, Link
+import msgspec
+
+from pilotlight.client.connection import GREETING_S_MAX, Link, Place
 from pilotlight.client.jobs import Job
 from pilotlight.client.launch import named_error
 from pilotlight.core.errors import LinkClosed, PilotlightError
@@ -39,6 +41,9 @@ from pilotlight.wire import JobRequest
 ANSWER_S_MAX = 60.0
 """A manager answers questions at once; pinning a model may first have to find it."""
 
+_OF_FILES = {"input", "output", "model_not_found"}
+"""What is refused for a file's sake, and so depends on the machine."""
+
 Watcher = Callable[[Snapshot | Notice], None]
 Start = Callable[[], None]
 Answer = Done | JobsAnswer | ContextsAnswer
@@ -57,16 +62,19 @@ class Session:
         self._asked: dict[int, Future[Answer]] = {}
         self._left: PilotlightError | None = None
         """What jobs end with, once this was closed."""
+        self._host = ""
+        """The manager's machine, if that is another one."""
         self.greeting: Greeting | None = None
         self.lost = ""
         """Why the manager is gone, if it went without being asked to."""
         self.troubled: set[str] = set()
         """What (workers, jobs; empty: the pool) something went wrong with."""
 
-    def open(self, path: str, hello: Hello, timeout_s: float = GREETING_S_MAX) -> Greeting:
+    def open(self, place: Place, hello: Hello, timeout_s: float = GREETING_S_MAX) -> Greeting:
         """See `Link.open`. After an error there is nothing to close."""
+        self._host = "" if isinstance(place, str) else place.host
         try:
-            self.greeting = self._link.open(path, hello, timeout_s)
+            self.greeting = self._link.open(place, hello, timeout_s)
         except BaseException:
             self._link.close()
             raise
@@ -188,6 +196,9 @@ class Session:
         start()
 
     def _refused(self, message: Refused) -> None:
+        if self._host and message.kind in _OF_FILES:
+            text = f"{message.message} (that is on {self._host}, where the pool's manager runs)"
+            message = msgspec.structs.replace(message, message=text)
         if future := self._taken(message.ticket):
             future.set_exception(named_error(message.kind, message.message, message.exit_code))
             return

@@ -118,6 +118,12 @@ class LinkClosed(PilotlightError):
     retry = Retry.LATER
 
 
+class JoinRefused(ConfigError):
+    """A pool on another machine does not let this worker or client in, or what is there is not the pool."""
+
+    kind = "join_refused"
+
+
 class JobFailed(PilotlightError):
     """A job ended without an answer to every row."""
 

@@ -1,19 +1,28 @@
-"""The direct engine: workers dial their manager over a stream socket, a Unix one on one machine."""
+"""The direct engine: workers dial their manager over a stream socket, a Unix one on one machine, TCP and TLS beyond.
+
+The manager's link takes workers from both; who comes through the gate was let in under a name, and joins under it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 from pilotlight.connection import Connection, dial, listen
+from pilotlight.core.errors import ConfigError, LinkClosed
+from pilotlight.gate import dialling
+from pilotlight.gate.invitation import read_invitation
+from pilotlight.gate.listening import Gate
 from pilotlight.messages import Join, ManagerMessage, WorkerMessage
 
 
 class DirectManagerLink:
-    """`ports.ManagerLink` over a Unix socket."""
+    """`ports.ManagerLink` over a Unix socket, and through the pool's gate where it has one."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, gate: Gate | None = None) -> None:
         self._path = path
+        self._gate = gate
         self._server: asyncio.Server | None = None
         self._workers: dict[str, Connection] = {}
         self._strangers: set[Connection] = set()
@@ -23,14 +32,14 @@ class DirectManagerLink:
     ) -> None:
         """See `ports.ManagerLink`."""
 
-        def arrived(connection: Connection) -> None:
+        def arrived(connection: Connection, known_as: str = "") -> None:
             worker_id = ""
 
             def received(message: WorkerMessage) -> None:
                 nonlocal worker_id
                 if not worker_id:
-                    if not isinstance(message, Join):
-                        connection.close("a worker must join first")
+                    if not isinstance(message, Join) or message.worker != (known_as or message.worker):
+                        connection.close("a worker must join first, under its name")
                         return
                     worker_id = message.worker
                     self._strangers.discard(connection)
@@ -51,6 +60,8 @@ class DirectManagerLink:
             connection.on_message, connection.on_closed = received, lost
 
         self._server = await listen(self._path, WorkerMessage, arrived)
+        if self._gate is not None:
+            self._gate.open_door("worker", WorkerMessage, arrived, self._workers.__contains__)
 
     def send(self, worker_id: str, message: ManagerMessage) -> None:
         """See `ports.ManagerLink`."""
@@ -66,6 +77,8 @@ class DirectManagerLink:
 
     async def stop(self) -> None:
         """See `ports.ManagerLink`."""
+        if self._gate is not None:
+            self._gate.close_door("worker")
         if self._server is not None:
             self._server.close()
         connections = [*self._workers.values(), *self._strangers]
@@ -74,10 +87,21 @@ class DirectManagerLink:
 
 
 class DirectWorkerLink:
-    """`ports.WorkerLink` to a Unix socket."""
+    """`ports.WorkerLink` to a Unix socket, or with a pool file through that pool's gate; where both are given, the
+    socket is tried first.
 
-    def __init__(self, path: str) -> None:
+    The file is read anew at each dial, because another manager may have written it. Who was let in once shows a ticket,
+    which does not expire, and from then on only the pool's own manager can turn it away for good.
+    """
+
+    def __init__(self, path: str = "", file: Path | None = None, name: str = "") -> None:
+        """name: what the worker joins as; needed with a file."""
+        assert path or (file is not None and name), "a link needs somewhere to go"
         self._path = path
+        self._file = file
+        self._name = name
+        self._ticket = ""
+        self._was_in = False
         self._connection: Connection | None = None
 
     async def connect(self, on_message: Callable[[ManagerMessage], None], on_lost: Callable[[str], None]) -> None:
@@ -86,7 +110,29 @@ class DirectWorkerLink:
         def prepare(connection: Connection) -> None:
             connection.on_message, connection.on_closed = on_message, on_lost
 
-        self._connection = await dial(self._path, ManagerMessage, prepare)
+        self._connection = await self._dial(prepare)
+        self._was_in = True
+
+    async def _dial(self, prepare: Callable[[Connection], None]) -> Connection:
+        if self._path:
+            try:
+                return await dial(self._path, ManagerMessage, prepare)
+            except LinkClosed:
+                if self._file is None or not self._file.exists():
+                    raise
+        assert self._file is not None
+        try:
+            invitation = read_invitation(self._file, "worker")
+            connection, self._ticket = await dialling.dial(
+                invitation, self._name, self._ticket, ManagerMessage, prepare
+            )
+        except dialling.TurnedAway:
+            raise
+        except ConfigError as error:
+            if not self._was_in:
+                raise
+            raise LinkClosed(str(error)) from error
+        return connection
 
     def send(self, message: WorkerMessage) -> None:
         """See `ports.WorkerLink`."""

@@ -38,6 +38,8 @@ LOOK_S = 2.0
 """How often the pool's folder is looked at."""
 EXIT_BROKEN = 70
 """sysexits.h's EX_SOFTWARE: a mistake of ours."""
+EXIT_FENCED = 75
+"""EX_TEMPFAIL: another manager took over."""
 RESUME_S_MAX = 30.0
 """How long workers that outlived a manager are kept waiting, so that its jobs can take what they finished meanwhile."""
 LOG_S = 60.0
@@ -77,9 +79,10 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
     options = Options(
         silence_s=spec.silence_s, keep_alive_s=spec.keep_alive_s, epoch=epoch, workers_expected=spec.workers
     )
-    manager = Manager(epoch, build.manager_link(pool_dir, spec), keeper, options)
+    gate, invitations = build.open_gate(Path(pool_dir), spec, epoch, note) or (None, None)
+    manager = Manager(epoch, build.manager_link(pool_dir, spec, gate), keeper, options)
     journal.read()
-    clients = Clients(pool_dir, spec, manager, journal)
+    clients = Clients(pool_dir, spec, manager, journal, gate)
     log = EventLog(Path(spec.log_dir), epoch=epoch, pool=spec.name)
     manager.record = log.record
     loop = asyncio.get_running_loop()
@@ -89,9 +92,11 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
     if spec.lasting:
         loop.add_signal_handler(signal.SIGHUP, lambda: None)  # ignored, but not by its workers
     over = loop.create_task(clients.over.wait())
-    shortening = loop.create_task(_keep_short(Path(spec.log_dir) / "manager.log"))
-    staying = loop.create_task(_leave_with(Path(pool_dir) / "manager.lock", manager, clients))
-    owner: asyncio.Task[None] | None = None
+    tasks = [
+        over,
+        loop.create_task(_keep_short(Path(spec.log_dir) / "manager.log")),
+        loop.create_task(_leave_with(Path(pool_dir), manager, clients)),
+    ]
     try:
         if alive := keeper.adopt(journal.pilots):
             manager.note("info", f"still there from the manager before this one: {', '.join(alive)}")
@@ -101,35 +106,54 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
         if resumed is None:
             await manager.start()
         await clients.start()
+        if gate is not None and invitations is not None:
+            gate.start()
+            invitations.write()
+            tasks.append(loop.create_task(invitations.keep_fresh()))
         if not _say(ready_fd, b"ready\n"):
             return  # whoever started it is gone already
         if not spec.lasting:
-            owner = loop.create_task(clients.await_owner(parent_pid))
+            tasks.append(loop.create_task(clients.await_owner(parent_pid)))
         if resumed is not None:
             await asyncio.wait({resumed, over}, timeout=RESUME_S_MAX, return_when=asyncio.FIRST_COMPLETED)
             if not clients.over.is_set():
                 await manager.start()
         await over
     finally:
-        over.cancel()
-        shortening.cancel()
-        staying.cancel()
-        if owner is not None:
-            owner.cancel()
+        for task in tasks:
+            task.cancel()
         await clients.stop()
         await manager.stop()
+        if gate is not None:
+            await gate.close()
         await asyncio.to_thread(log.close)
 
 
-async def _leave_with(lock: Path, manager: Manager, clients: Clients) -> None:
-    """End the pool when its folder is gone, or another's: nobody could find it any more. Its jobs can go on later."""
+async def _leave_with(pool: Path, manager: Manager, clients: Clients) -> None:
+    """End the pool when its folder is gone, or another's: nobody could find it any more. Its jobs can go on later.
+
+    Where another manager serves the pool (on a machine that does not see this one's lock), end as in a crash: all that
+    is in the folder is the other's now, and workers dial anew.
+    """
+    lock = pool / "manager.lock"
     mine = _inode(lock)
     while True:
         await asyncio.sleep(LOOK_S)
+        if (newest := await asyncio.to_thread(_epoch, pool)) > manager.epoch:
+            manager.note("error", f"manager {newest} serves the pool now: this one, number {manager.epoch}, ends")
+            os._exit(EXIT_FENCED)
         if await asyncio.to_thread(_inode, lock) not in {mine, None}:
-            manager.note("error", f"the pool's folder {lock.parent} was removed: the pool ends")
+            manager.note("error", f"the pool's folder {pool} was removed: the pool ends")
             clients.signalled()
             return
+
+
+def _epoch(pool: Path) -> int:
+    """The epoch on disk; 0 where there is none, or nobody can tell."""
+    try:
+        return int((pool / "epoch").read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _inode(path: Path) -> int | None:

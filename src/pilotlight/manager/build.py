@@ -9,6 +9,9 @@ from pathlib import Path
 
 from pilotlight.core.errors import ConfigError
 from pilotlight.engines.direct import DirectManagerLink
+from pilotlight.gate.invitation import path_of
+from pilotlight.gate.keys import Invitations, bind_port, load_keys
+from pilotlight.gate.listening import Gate
 from pilotlight.io.journaled import JournaledSource, verify
 from pilotlight.io.jsonl import JsonlSource
 from pilotlight.io.workfolder import JobFolder
@@ -20,9 +23,23 @@ from pilotlight.ports import ManagerLink, PilotProvider
 from pilotlight.wire import JobRequest, PathInput, PathOutput, PoolSpec, digest
 
 
-def manager_link(pool_dir: str, spec: PoolSpec) -> ManagerLink:
+def open_gate(
+    pool: Path, spec: PoolSpec, epoch: int, note: Callable[[str, str, str], None]
+) -> tuple[Gate, Invitations] | None:
+    """Where other machines dial in, and the pool files that tell them; None where the pool does not listen: then files
+    that an earlier one left lead nowhere, and are removed. Raises `ConfigError`."""
+    if not spec.listen:
+        for role in ("worker", "client"):
+            path_of(pool, role).unlink(missing_ok=True)
+        return None
+    keys = load_keys(pool)
+    gate = Gate(bind_port(pool, spec.listen), keys)
+    return gate, Invitations(pool, spec, keys, gate.port, epoch, note)
+
+
+def manager_link(pool_dir: str, spec: PoolSpec, gate: Gate | None) -> ManagerLink:
     """Where this pool's workers dial in."""
-    return DirectManagerLink(socket_path(Path(pool_dir), spec, "worker.sock"))
+    return DirectManagerLink(socket_path(Path(pool_dir), spec, "worker.sock"), gate)
 
 
 def provider(pool_dir: str, spec: PoolSpec) -> PilotProvider:

@@ -17,6 +17,7 @@ from pilotlight import __version__
 from pilotlight.connection import Connection, listen
 from pilotlight.core.errors import LinkClosed
 from pilotlight.core.transitions import JobState
+from pilotlight.gate.listening import Gate
 from pilotlight.manager import views
 from pilotlight.manager.jobs import JobFiles
 from pilotlight.manager.journal import PoolJournal
@@ -40,7 +41,7 @@ from pilotlight.messages import (
     Shutdown,
     Submit,
 )
-from pilotlight.poolfile import socket_path
+from pilotlight.poolfile import mark_ended, socket_path
 from pilotlight.wire import VERSION, PoolSpec
 
 OWNER_S_MAX = 30.0
@@ -56,11 +57,15 @@ class _Client:
 
 
 class Clients:
-    """Serves clients on the pool's socket. `over` is set when the pool shall end; with `paused`, so that the next
-    manager goes on with its jobs."""
+    """Serves clients on the pool's socket and at its gate. `over` is set when the pool shall end; with `paused`, so
+    that the next manager goes on with its jobs."""
 
-    def __init__(self, pool_dir: str, spec: PoolSpec, manager: Manager, journal: PoolJournal) -> None:
-        self._path = socket_path(Path(pool_dir), spec, "client.sock")
+    def __init__(
+        self, pool_dir: str, spec: PoolSpec, manager: Manager, journal: PoolJournal, gate: Gate | None = None
+    ) -> None:
+        """gate: where clients of other machines come in."""
+        self._pool = Path(pool_dir)
+        self._gate = gate
         self._spec = spec
         self._manager = manager
         self._clients: set[_Client] = set()
@@ -74,7 +79,10 @@ class Clients:
     async def start(self) -> None:
         """Listen."""
         self._residences.resume()
-        self._server = await listen(self._path, ClientMessage, self._arrived)
+        path = socket_path(self._pool, self._spec, "client.sock")
+        self._server = await listen(path, ClientMessage, self._arrived)
+        if self._gate is not None:
+            self._gate.open_door("client", ClientMessage, lambda connection, _: self._arrived(connection))
 
     async def await_owner(self, parent_pid: int) -> None:
         """End a pool whose owner died before it could say hello: its process is gone, or it takes too long."""
@@ -94,6 +102,8 @@ class Clients:
         """End all jobs, tell their clients, and close."""
         await self.submissions.stop(paused=self.paused)
         await self._residences.stop()
+        if self._gate is not None:
+            self._gate.close_door("client")
         if self._server is not None:
             self._server.close()
         connections = [client.connection for client in self._clients]
@@ -140,6 +150,8 @@ class Clients:
             case Hello():
                 self._greet(client, message)
             case Shutdown():
+                if self._spec.lasting:
+                    mark_ended(self._pool)  # its client may be on a machine that can't
                 self.paused = False
                 self.over.set()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ JOIN_S_MAX = 120.0
 """A worker that has not joined by then hangs."""
 RETURN_S_MAX = 15.0
 """A worker of no known pilot whose connection broke counts for so long: it may come back."""
+_OURS = re.compile(r"worker-[0-9]+(-[0-9]+)?")
+"""What a keeper calls its workers."""
 
 
 @dataclass(slots=True)
@@ -30,8 +34,9 @@ class Keeper:
 
     Names are used once in a pool's life: `worker-1`, `worker-2`, … in its first epoch, `worker-3-1` in its third.
     `keep` is told name -> pilot id whenever that changes, before a submission too (with an empty id), so that the next
-    manager knows of every worker that may live; `ended` hears the name of each whose pilot is gone. A worker that no
-    pilot of ours runs counts as one, and is kept with an empty id.
+    manager knows of every worker that may live; `ended` hears the name of each whose pilot is gone. A worker of this
+    machine with such a name that no pilot of ours runs counts as one, and is kept with an empty id: an earlier manager
+    started it. Workers that dial in by themselves count as none.
     """
 
     def __init__(
@@ -74,12 +79,14 @@ class Keeper:
         self._tell()
         return alive
 
-    def joined(self, name: str) -> None:
-        """A worker of this name reached the manager."""
+    def joined(self, name: str, host: str) -> None:
+        """A worker of this name reached the manager, from that machine."""
         for life in self._lives.values():
             if life.name == name:
                 life.joined = True
                 return
+        if host != platform.node() or not _OURS.fullmatch(name):
+            return
         is_new = name not in self._strangers
         self._strangers[name] = math.inf
         if is_new:

@@ -415,7 +415,7 @@ class Manager:
         self._foreign.discard(join.worker)
         self._forget_worker(join.worker)
         self._link.send(join.worker, Welcome(epoch=self.epoch))
-        self._keeper.joined(join.worker)
+        self._keeper.joined(join.worker, join.host)
         self.ledger.inventory(join.worker, join.residents)
         self.contexts = facts.contexts_in(join) | self.contexts
         self.put(facts.joined(join, self.contexts))

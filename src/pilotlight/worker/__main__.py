@@ -1,4 +1,7 @@
-"""`pilotlight worker`: one agent process, and through it everything that runs on this machine for a pool."""
+"""A worker: one agent process, and through it everything that runs on this machine for a pool.
+
+`python -m pilotlight.worker` is what a pool starts beside its manager; `pilotlight worker` calls `dial_in`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from pilotlight.core.errors import PilotlightError
+from pilotlight.core.errors import ConfigError, PilotlightError
+from pilotlight.gate.invitation import read_invitation
 from pilotlight.poolfile import read_spec
+from pilotlight.ports import WorkerLink
 from pilotlight.wire import PoolSpec
 from pilotlight.worker import build, devices, guardian, log
 from pilotlight.worker.copies import Copies, CopyEvent
@@ -25,30 +31,70 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a worker until its manager ends it, its orphan timeout is over, or a signal has drained it."""
-    parser = argparse.ArgumentParser(prog="pilotlight worker", description=main.__doc__)
+    """Run a worker beside its manager until that ends it, its orphan timeout is over, or a signal has drained it."""
+    parser = argparse.ArgumentParser(prog="python -m pilotlight.worker", description=main.__doc__)
     parser.add_argument("--pool", required=True, help="the pool's folder")
     parser.add_argument("--name", required=True, help="the worker's name, unique in its pool")
     parser.add_argument("--slot", default="0/1", help="which share of this machine is its own: number/of-how-many")
     options = parser.parse_args(argv)
+    pool = Path(options.pool)
     try:
         slot, slots = (int(part) for part in options.slot.split("/"))
-        spec = read_spec(Path(options.pool))
-        _own_session()
-        scratch, guard = _guard(Path(options.pool), options.name, spec)
-        shape = spec.shapes[slot] if slot < len(spec.shapes) else None
-        found = devices.find(slot, slots, shape=shape)
-        memory_bytes = devices.host_memory_bytes(slots, found, shape)
-        link = build.worker_link(options.pool, spec)
-
-        def copies(tell: Callable[[CopyEvent], None]) -> Copies:
-            return build.copies(spec, scratch, tell)
-
-        asyncio.run(_guarded(AgentLoop(options.name, spec, found, link, memory_bytes, copies), guard))
+        spec = read_spec(pool)
+        link = build.worker_link(pool, spec, options.name)
+        last = None if spec.lasting else pool
+        serve(options.name, spec, link, pool / options.name, last=last, slot=slot, slots=slots)
     except PilotlightError as error:
         log.say_plainly(f"pilotlight worker: {error}")
         return error.exit_code
     return 0
+
+
+def dial_in(file: Path, name: str) -> None:
+    """Run a worker for the pool of a pool file, wherever that is, with a scratch folder of its own. Ends as `main`
+    does; raises `PilotlightError` where it can't join."""
+    invitation = read_invitation(file, "worker")
+    scratch = Path(tempfile.mkdtemp(prefix=f"pilotlight-{os.getuid()}-{name}-"))
+    kept_logs = os.environ.get("PILOTLIGHT_LOG_DIR")
+    log_dir = Path(kept_logs).expanduser().absolute() / name if kept_logs else scratch / "logs"
+    try:
+        log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"no logs can be written in {log_dir} ({error.strerror}); set PILOTLIGHT_LOG_DIR") from error
+    spec = PoolSpec(
+        workers=0,
+        log_dir=str(log_dir),
+        name=invitation.pool,
+        lasting=True,
+        orphan_timeout_s=invitation.orphan_timeout_s,
+        grace_s=invitation.grace_s,
+    )
+    log.say(f"worker {name} of pool {invitation.pool} dials {', '.join(invitation.addresses)}; its logs: {log_dir}")
+    serve(name, spec, build.dialling_link(file, name), scratch)
+
+
+def serve(
+    name: str,
+    spec: PoolSpec,
+    link: WorkerLink,
+    scratch: Path,
+    *,
+    last: Path | None = None,
+    slot: int = 0,
+    slots: int = 1,
+) -> None:
+    """Be the worker of that name until it ends. scratch: its own folder, which goes when it does. last: the pool's
+    folder, if the last worker to leave a dead pool is to remove it. Raises `PilotlightError`."""
+    _own_session()
+    guard = _guard(scratch, last)
+    shape = spec.shapes[slot] if slot < len(spec.shapes) else None
+    found = devices.find(slot, slots, shape=shape)
+    memory_bytes = devices.host_memory_bytes(slots, found, shape)
+
+    def copies(tell: Callable[[CopyEvent], None]) -> Copies:
+        return build.copies(spec, scratch, tell)
+
+    asyncio.run(_guarded(AgentLoop(name, spec, found, link, memory_bytes, copies), guard))
 
 
 def _stand_in(child: int) -> NoReturn:
@@ -89,14 +135,13 @@ async def _guarded(agent: AgentLoop, guard: guardian.Guard) -> None:
         staying.cancel()
 
 
-def _guard(pool: Path, name: str, spec: PoolSpec) -> tuple[Path, guardian.Guard]:
-    """Have a guardian; returns the worker's scratch folder, which the guardian removes."""
-    mark = f"{pool}:{name}:{os.getpid()}"
+def _guard(scratch: Path, last: Path | None) -> guardian.Guard:
+    """Have a guardian, which removes the scratch folder at the end."""
+    mark = f"{scratch}:{os.getpid()}"
     os.environ[guardian.MARK] = mark
-    scratch = pool / name
     scratch.mkdir(mode=0o700, exist_ok=True)
     os.environ["TMPDIR"] = str(scratch)
-    return scratch, guardian.Guard(mark, scratch, None if spec.lasting else pool)
+    return guardian.Guard(mark, scratch, last)
 
 
 if __name__ == "__main__":

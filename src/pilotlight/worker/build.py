@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pilotlight.core.errors import ConfigError, MissingExtra
 from pilotlight.engines.direct import DirectWorkerLink
+from pilotlight.gate.invitation import path_of
 from pilotlight.poolfile import socket_path
 from pilotlight.ports import Runtime, WorkerLink
 from pilotlight.wire import PoolSpec
@@ -62,9 +63,16 @@ def runtime(name: str) -> Runtime:
     return RUNTIMES[name]()
 
 
-def worker_link(pool_dir: str, spec: PoolSpec) -> WorkerLink:
-    """The link to the manager of the pool in that folder."""
-    return DirectWorkerLink(socket_path(Path(pool_dir), spec, "worker.sock"))
+def worker_link(pool: Path, spec: PoolSpec, name: str) -> WorkerLink:
+    """The link to the manager of the pool in that folder; should that come back on another machine, to the pool's
+    gate."""
+    file = path_of(pool, "worker") if spec.listen else None
+    return DirectWorkerLink(socket_path(pool, spec, "worker.sock"), file, name)
+
+
+def dialling_link(file: Path, name: str) -> WorkerLink:
+    """The link to the manager of the pool of that pool file."""
+    return DirectWorkerLink(file=file, name=name)
 
 
 def cache_folder(spec: PoolSpec) -> Path:

@@ -8,7 +8,7 @@ Files are the business of `copies`, processes that of `processes`; neither ever 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
 import os
 import platform
 import signal
@@ -62,7 +62,10 @@ from pilotlight.worker.processes import Servers
 
 TICK_S = 0.1
 BEAT_S = 0.5
-RECONNECT_S = 0.1
+RECONNECT_S, RECONNECT_S_MAX = 0.1, 0.8
+"""How long to wait before dialling again: at first, and after many tries."""
+JOIN_S_MAX = 60.0
+"""A worker that can't join its pool by then gives up; one that was in waits for its orphan timeout."""
 LOOK_S = 5.0
 """How often to see whether staged copies are still there."""
 
@@ -136,16 +139,30 @@ class AgentLoop:
     # --- the manager
 
     async def _stay_connected(self) -> None:
+        """Dial, and again whenever the manager is lost. Raises what no other try can help, and what did not help in
+        `JOIN_S_MAX` where it never was in."""
         self._handle(ev.ManagerLost())
+        give_up_at_s, pause_s, said = time.monotonic() + JOIN_S_MAX, RECONNECT_S, ""
         while True:
             self._lost.clear()
-            with contextlib.suppress(LinkClosed):
+            try:
                 await self._link.connect(self._manager_said, self._manager_gone)
-                self._join()
-                await self._lost.wait()
-                self._handle(ev.ManagerLost())
-                for job_id in list(self._operations):  # the next manager defines its own, under the same names
-                    self._forget(job_id)
+            except LinkClosed as error:
+                if time.monotonic() >= give_up_at_s:
+                    raise
+                if str(error) != said:
+                    said = str(error)
+                    log.say(f"{said}; trying again")
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RECONNECT_S_MAX)
+                continue
+            log.say("the manager let it in")
+            give_up_at_s, pause_s, said = math.inf, RECONNECT_S, ""
+            self._join()
+            await self._lost.wait()
+            self._handle(ev.ManagerLost())
+            for job_id in list(self._operations):  # the next manager defines its own, under the same names
+                self._forget(job_id)
             await asyncio.sleep(RECONNECT_S)
 
     def _join(self) -> None:

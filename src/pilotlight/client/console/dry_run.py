@@ -15,6 +15,7 @@ from pilotlight.client.console.pools import chosen_name
 from pilotlight.client.console.summary import render
 from pilotlight.client.launch import default_workers
 from pilotlight.client.llm import LLM
+from pilotlight.client.places import elsewhere
 from pilotlight.poolfile import pool_folder, read_spec
 from pilotlight.wire import JobRequest, Operation, PathInput, PathOutput
 
@@ -67,6 +68,8 @@ def dry_run(llm: LLM, operation: Operation, inputs: list[Path], output: Path | N
 
 
 def _workers(name: str | None, options: RunOptions) -> str:
+    if name is not None and elsewhere(name) is not None:
+        return f"those of pool {name}"
     if name is not None:
         return f"those of pool {name} ({lasting.described(read_spec(pool_folder(name)))})"
     return str(options.workers or len(options.worker) or default_workers())

@@ -29,6 +29,7 @@ from pilotlight.client.console.fold import Fold
 from pilotlight.client.console.summary import render, summarise
 from pilotlight.client.jobs import Job
 from pilotlight.client.launch import END_S_MAX
+from pilotlight.client.places import elsewhere
 from pilotlight.client.pool import Pool
 from pilotlight.core.errors import JobCancelled, JobFailed, LinkClosed, OutputError, PilotlightError
 from pilotlight.core.story.words import count_text
@@ -166,12 +167,13 @@ class Follower:
 
     def _brought_back(self, display: Display) -> None:
         """Bring the pool up again, with patience, and connect to it."""
-        display.note(f"the manager of pool {self.pool.name} is gone; bringing it up again", "warning")
+        away = elsewhere(self.pool.name) is not None
+        what = "waiting for the next one" if away else "bringing it up again"
+        display.note(f"the manager of pool {self.pool.name} is gone; {what}", "warning")
         for attempt in itertools.count(1):
             _leave_if_interrupted(self.interrupts)
             try:
-                brought = lasting.revive(self.pool.name)
-                if brought is None:
+                if not away and lasting.revive(self.pool.name) is None:
                     text = f"pool {self.pool.name} was taken down; what was written stays, and the same command goes on"
                     raise JobCancelled(f"{text} ({self.output})")
                 self.pool.reconnect()

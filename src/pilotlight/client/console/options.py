@@ -138,7 +138,9 @@ class RunOptions:
     ] = "10m"
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Show why.", negative="")] = False
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], help="Say only what went wrong.", negative="")] = False
-    pool: Annotated[str | None, Parameter(group=_POOL, help="Use the pool of this name, which must be up.")] = None
+    pool: Annotated[
+        str | None, Parameter(group=_POOL, help="Use this pool, which is up: name, folder or client.json.")
+    ] = None
     no_pool: Annotated[bool, Parameter(group=_POOL, help="Use no pool that stays.", negative="")] = False
     detach: Annotated[
         bool, Parameter(group=_POOL, help="Hand the job to the pool, print its id, and leave.", negative="")

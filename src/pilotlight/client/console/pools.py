@@ -12,11 +12,12 @@ from cyclopts import Parameter
 
 from pilotlight.client import lasting
 from pilotlight.client.console.options import RunOptions
+from pilotlight.client.places import elsewhere
 from pilotlight.client.pool import Pool
 from pilotlight.core.errors import ConfigError
 from pilotlight.poolfile import DEFAULT_NAME, is_up, pool_folder, read_spec
 
-PoolName = Annotated[str, Parameter(name="--pool", help="Name of the pool.")]
+PoolName = Annotated[str, Parameter(name="--pool", help="The pool's name, its folder, or its client.json.")]
 
 
 def choose_pool(options: RunOptions, *, watch_s: float = 0.5) -> Pool:
@@ -33,6 +34,9 @@ def chosen_name(options: RunOptions) -> str | None:
     Raises `ConfigError` for a named pool that is not up, and for options that would have no effect.
     """
     name = options.pool or DEFAULT_NAME
+    if not options.no_pool and elsewhere(name) is not None:
+        _refuse_void(options, f"pool {name} has workers of its own")
+        return name
     folder = pool_folder(name)
     if options.no_pool or not (is_up(folder) or lasting.shall_be_up(folder)):
         if options.pool is not None:
@@ -42,13 +46,15 @@ def chosen_name(options: RunOptions) -> str | None:
         if options.weight is not None:
             raise ConfigError("--weight would have no effect: workers of this command's own have no other job")
         return None
+    _refuse_void(options, f"pool {name} is up with {lasting.described(read_spec(folder))}")
+    return name
+
+
+def _refuse_void(options: RunOptions, why: str) -> None:
     given = {"--workers": options.workers is not None, "--worker": bool(options.worker)}
     if void := [option for option, is_given in given.items() if is_given]:
-        raise ConfigError(
-            f"{', '.join(void)} would have no effect: pool {name} is up with {lasting.described(read_spec(folder))} "
-            "(--no-pool starts workers of this command's own)"
-        )
-    return name
+        own = "(--no-pool starts workers of this command's own)"
+        raise ConfigError(f"{', '.join(void)} would have no effect: {why} {own}")
 
 
 def connect(name: str, *, watch_s: float = 0.0, quiet: bool = False) -> Pool:

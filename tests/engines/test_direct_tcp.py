@@ -1,0 +1,71 @@
+"""The direct engine passes the kit through a pool's gate, over TCP and TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pilotlight.engines.direct import DirectManagerLink, DirectWorkerLink
+from pilotlight.gate import tokens
+from pilotlight.gate.invitation import path_of
+from pilotlight.gate.keys import Invitations, bind_port, load_keys
+from pilotlight.gate.listening import Gate
+from pilotlight.messages import WorkerMessage
+from pilotlight.testing import links
+from pilotlight.wire import PoolSpec
+
+
+class GatedLink(DirectManagerLink):
+    """A manager's link that opens and closes its gate itself."""
+
+    def __init__(self, path: str, gate: Gate) -> None:
+        super().__init__(path, gate)
+        self.gate = gate
+
+    async def start(
+        self, on_message: Callable[[str, WorkerMessage], None], on_lost: Callable[[str, str], None]
+    ) -> None:
+        await super().start(on_message, on_lost)
+        self.gate.start()
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self.gate.close()
+
+
+@pytest.mark.parametrize("check", links.CHECKS, ids=lambda check: check.__name__)
+def test_kit(sockets: Path, check: Callable[..., object]) -> None:
+    numbers = itertools.count()
+    gates: list[Gate] = []
+
+    def pair() -> tuple[GatedLink, Callable[[], DirectWorkerLink]]:
+        pool = sockets / str(next(numbers))
+        pool.mkdir()
+        keys, spec = load_keys(pool), PoolSpec(workers=0, log_dir="", listen="127.0.0.1:0")
+        gate = Gate(bind_port(pool, spec.listen), keys)
+        gates.append(gate)
+        Invitations(pool, spec, keys, gate.port, 1, lambda _level, _text, _worker: None).write()
+        link = GatedLink(str(pool / "s"), gate)
+        # The kit's workers choose their names when they join; at the gate each must have said its own.
+        names = iter("ab" if check is links.check_order_and_size else "aa")
+        known: set[str] = set()
+
+        def worker_link() -> DirectWorkerLink:
+            made = DirectWorkerLink(file=path_of(pool, "worker"), name=next(names))
+            if made._name in known:  # the same worker, once more
+                made._ticket = tokens.ticket(keys.key, made._name)
+            known.add(made._name)
+            return made
+
+        return link, worker_link
+
+    async def run() -> None:
+        await check(pair)  # type: ignore[misc]
+        for gate in gates:
+            await gate.close()
+
+    asyncio.run(run())
