@@ -21,6 +21,7 @@ from pilotlight.client.launch import named_error
 from pilotlight.core.errors import LinkClosed, PilotlightError
 from pilotlight.messages import (
     Accepted,
+    Ask,
     Attach,
     ClientMessage,
     ClientReply,
@@ -35,7 +36,9 @@ from pilotlight.messages import (
     RowsOut,
     Snapshot,
     Submit,
+    WorkersAnswer,
 )
+from pilotlight.views import ContextView, JobView, WorkerView
 from pilotlight.wire import JobRequest
 
 ANSWER_S_MAX = 60.0
@@ -46,7 +49,7 @@ _OF_FILES = {"input", "output", "model_not_found"}
 
 Watcher = Callable[[Snapshot | Notice], None]
 Start = Callable[[], None]
-Answer = Done | JobsAnswer | ContextsAnswer
+Answer = Done | JobsAnswer | ContextsAnswer | WorkersAnswer
 
 
 class Session:
@@ -127,6 +130,24 @@ class Session:
                 return future.result()  # its answer came just now
             raise PilotlightError(f"the pool's manager gave no answer in {timeout_s:.0f} s") from None
 
+    def jobs(self, timeout_s: float = ANSWER_S_MAX) -> list[JobView]:
+        """The jobs that run and those that ended lately, oldest first. Raises as `ask` does."""
+        answer = self.ask(lambda ticket: Ask(ticket=ticket, what="jobs"), timeout_s)
+        assert isinstance(answer, JobsAnswer)
+        return answer.jobs
+
+    def contexts(self, timeout_s: float = ANSWER_S_MAX) -> list[ContextView]:
+        """The contexts that the pool knows, most recently used first. Raises as `ask` does."""
+        answer = self.ask(lambda ticket: Ask(ticket=ticket, what="contexts"), timeout_s)
+        assert isinstance(answer, ContextsAnswer)
+        return answer.contexts
+
+    def workers(self, timeout_s: float = ANSWER_S_MAX) -> list[WorkerView]:
+        """The workers that are here, and what each said of itself. Raises as `ask` does."""
+        answer = self.ask(lambda ticket: Ask(ticket=ticket, what="workers"), timeout_s)
+        assert isinstance(answer, WorkersAnswer)
+        return answer.workers
+
     def _check(self) -> None:
         """With the lock held: nothing can be begun on a session that is over."""
         if self._left is not None:
@@ -164,7 +185,7 @@ class Session:
                 self._accepted(message)
             case Refused():
                 self._refused(message)
-            case Done() | JobsAnswer() | ContextsAnswer():
+            case Done() | JobsAnswer() | ContextsAnswer() | WorkersAnswer():
                 if future := self._taken(message.ticket):
                     future.set_result(message)
             case JobEnded():

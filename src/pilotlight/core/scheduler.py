@@ -438,7 +438,7 @@ class Scheduler:
     def _tick(self) -> None:
         self._fetches.tick()
         self._drop_silent()
-        if self.state.refusals:
+        if self.state.refusals or self.state.lacking:
             self._end_hopeless()
         self._allocation.keep_up()
         self._allocation.top_up_all()

@@ -40,6 +40,7 @@ from pilotlight.messages import (
     RowsIn,
     Shutdown,
     Submit,
+    WorkersAnswer,
 )
 from pilotlight.poolfile import mark_ended, socket_path
 from pilotlight.wire import VERSION, PoolSpec
@@ -141,6 +142,8 @@ class Clients:
                 self.submissions.cancel(connection, message)
             case Ask(ticket=ticket, what="jobs"):
                 connection.send(JobsAnswer(ticket=ticket, jobs=self.submissions.views()))
+            case Ask(ticket=ticket, what="workers"):
+                connection.send(WorkersAnswer(ticket=ticket, workers=views.workers(self._manager)))
             case Ask(ticket=ticket):
                 connection.send(ContextsAnswer(ticket=ticket, contexts=views.contexts(self._manager)))
             case Pin():
