@@ -255,6 +255,8 @@ def ends_with_job(path: Path, environ: Mapping[str, str], mount: Mount | None = 
         if own and path.is_relative_to(Path(base).absolute()):
             return True
     # a private /tmp is a folder that bears the job's number, mounted over the machine's
-    told = f"{path}{mount.root if mount is not None and mount.point != '/' else ''}"
+    above = path.parent if path.name.startswith(NAME) else path  # our own folder's name may end with the user's number
+    told = f"{above}{mount.root if mount is not None and mount.point != '/' else ''}"
     numbers = {environ[name].split(".")[0].split("[")[0] for name in JOB_IDS if environ.get(name)}
-    return any(re.search(rf"(?<![0-9a-zA-Z]){re.escape(number)}(?![0-9a-zA-Z])", told) for number in numbers if number)
+    named = rf"(?:job|(?<![0-9a-zA-Z]))(?:{'|'.join(map(re.escape, filter(None, numbers)))})(?![0-9a-zA-Z])"
+    return bool(numbers) and re.search(named, told) is not None
