@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 
 from pilotlight.client import launch
 from pilotlight.client.session import Session
+from pilotlight.core.errors import JobCancelled
 from pilotlight.messages import Hello, Shutdown
 from pilotlight.poolfile import socket_path, write_spec
 from pilotlight.views import WorkerView
@@ -23,6 +27,7 @@ from tests.worker import machines
 PASCAL = ("NVIDIA GeForce GTX 1080 Ti", (6, 1))
 VOLTA = ("Tesla V100-SXM2-16GB", (7, 0))
 HOPPER = ("NVIDIA H100 80GB HBM3", (9, 0))
+OVER = JobCancelled("the test is over")
 FIND = """
 import sys, pathlib, msgspec
 from pilotlight.worker import devices, environment
@@ -84,22 +89,15 @@ def pool(tmp_path: Path) -> Iterator[Path]:
     """A pool that starts no workers itself."""
     folder = tmp_path / "pool"
     folder.mkdir()
-    spec = PoolSpec(workers=0, log_dir=str(tmp_path), name="p", lasting=True, socket_dir=short(), python=sys.executable)
+    short = tempfile.mkdtemp(dir="/tmp", prefix="pl")  # sockets' paths must be short
+    spec = PoolSpec(workers=0, log_dir=str(tmp_path), name="p", lasting=True, socket_dir=short, python=sys.executable)
     write_spec(folder, spec)
     process = launch.start_manager(folder, spec)
     yield folder
     session = opened(folder, spec)
-    session.close(Shutdown(), grace_s=10.0, error=RuntimeError("the test is over"))  # type: ignore[arg-type]
+    session.close(Shutdown(), grace_s=10.0, error=OVER)
     process.wait(20)
-    for path in Path(spec.socket_dir).glob("*"):
-        path.unlink()
-    Path(spec.socket_dir).rmdir()
-
-
-def short() -> str:
-    import tempfile
-
-    return tempfile.mkdtemp(dir="/tmp", prefix="pl")
+    shutil.rmtree(spec.socket_dir, ignore_errors=True)
 
 
 def opened(folder: Path, spec: PoolSpec) -> Session:
@@ -148,7 +146,7 @@ def test_a_worker_that_can_do_something_is_here_with_its_troubles(pool: Path, tm
     try:
         view = here(session, worker)
     finally:
-        session.close(grace_s=0.0, error=RuntimeError("the test is over"))  # type: ignore[arg-type]
+        session.close(grace_s=0.0, error=OVER)
         worker.send_signal(signal.SIGTERM)
         worker.communicate(timeout=60)
     assert view.devices == [PASCAL[0], HOPPER[0]]
@@ -160,8 +158,6 @@ def test_a_worker_that_can_do_something_is_here_with_its_troubles(pool: Path, tm
 
 
 def here(session: Session, worker: subprocess.Popen[str]) -> WorkerView:
-    import time
-
     for _ in range(600):
         if views := session.workers():
             return views[0]
