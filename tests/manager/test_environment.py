@@ -74,7 +74,8 @@ def test_a_device_older_than_torchs_build_is_refused_by_name_with_the_build_that
     verdict = judge(found(capability), [gpu(kind)], POOL, {})
     assert verdict.refusal == (
         f"{kind} is {capability}, and torch 2.11.0+cu128 has code for sm_75 to sm_120: "
-        "install a build of torch for CUDA 12.6 (pip install torch --index-url https://download.pytorch.org/whl/cu126), "
+        "install a build of torch for CUDA 12.6 "
+        "(pip install torch --index-url https://download.pytorch.org/whl/cu126), "
         "or hide the device from the worker (CUDA_VISIBLE_DEVICES)"
     )
 
