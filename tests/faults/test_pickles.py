@@ -73,12 +73,7 @@ def test_who_has_not_said_who_he_is_has_nothing_opened(ground: Playground, door:
         frame(msgspec.msgpack.encode(Pin(ticket=1, context=job.context))),
         frame(msgspec.msgpack.encode(Hello(version=VERSION + 1)))
         + frame(msgspec.msgpack.encode(Submit(ticket=1, request=job))),
-        frame(msgspec.msgpack.encode(Join(version=VERSION + 1, worker="w", pid=1, host="h", devices=[CPU])))
-        + frame(
-            msgspec.msgpack.encode(
-                Join(version=VERSION + 1, worker="w", pid=1, host="h", devices=[CPU], residents=[resident])
-            )
-        ),
+        frame(msgspec.msgpack.encode(foreign)),
     ]
     with lasting_pool(ground, workers=1) as pool:
         for text in said:
