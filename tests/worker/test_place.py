@@ -84,6 +84,7 @@ def test_a_named_place_that_is_no_folder_is_an_error_that_names_the_option(machi
         (["job", "scratch/ada"], {"_CONDOR_SCRATCH_DIR": "job"}, "job"),
         (["job", "scratch/ada"], {"PBS_JOBID": "1.pbs", "TMPDIR": "job"}, "job"),
         (["job", "scratch/ada"], {"TMPDIR": "job"}, "scratch/ada"),
+        (["job", "scratch/ada", "home/ada/.cache"], {"HF_HOME": "job"}, "job"),
         (["scratch", "var/tmp"], {"SLURM_JOB_ID": "1"}, "scratch"),
         (["local_scratch/ada", "scratch"], {"SLURM_JOB_ID": "1"}, "scratch"),
         (["home/ada/.cache", "var/tmp", "tmp"], {}, "home/ada/.cache"),
@@ -106,9 +107,10 @@ def test_a_home_that_is_new_gets_its_cache_folder_and_nothing_is_made_before_it_
 def test_nothing_over_the_network_is_chosen_silently(machine: Machine) -> None:
     machine.folder("home", "nfs4")
     machine.folder("scratch", "lustre")
+    hub = machine.folder("hub", "beegfs")
     machine.folder("local_scratch", "fuse.sshfs")
     with pytest.raises(ConfigError, match="--cache DIR or PILOTLIGHT_CACHE"):
-        machine.choose()
+        machine.choose(HF_HOME=str(hub))
     machine.folder("var/tmp", free=GB)
     assert machine.choose().path in ours(machine.root / "var/tmp")  # better a little room than none
 

@@ -75,7 +75,7 @@ class Roll:
         told = self._told.setdefault(join.host, set())
         news: list[tuple[Level, str]] = []
         for level, text in notes:
-            plain = text.replace(join.worker, "")
+            plain = text.removeprefix(join.worker)
             if plain not in told:
                 news.append((level, text))
             told.add(plain)

@@ -1,9 +1,10 @@
 """Where a machine's cache lies, and what is known of that place.
 
-What a user says counts: an option, then PILOTLIGHT_CACHE. Else it is the machine's own disk: what the batch system made
-for the job, then the scratch folders that clusters have, then, on a workstation, the user's cache folder, then /var/tmp
-and /tmp. A file system over the network is never chosen silently, so a home that lies on one is not either; memory
-(tmpfs) is chosen only where no disk has room. What was chosen before is chosen again, however full it is by now.
+What a user says counts: an option, then PILOTLIGHT_CACHE. Else it is a disk of the machine's own: what the batch system
+made for the job, the disk of HF_HOME (whose files it can link to), the scratch folders that clusters have, on a
+workstation the user's cache folder, and at last /var/tmp and /tmp. A file system over the network is never chosen
+silently, so a home that lies on one is not either; memory (tmpfs) is chosen only where no disk has room. What was chosen
+before is chosen again, however full it is by now.
 """
 
 from __future__ import annotations
@@ -164,6 +165,8 @@ def _bases(
         for name in JOB_FOLDERS:
             if environ.get(name):
                 yield Path(environ[name]).absolute(), name
+    if environ.get("HF_HOME"):
+        yield Path(environ["HF_HOME"]).absolute(), "HF_HOME"  # on one file system its files are linked, not copied
     user = environ.get("USER") or str(os.geteuid())
     for folder in scratch:
         yield Path(folder) / user, f"{folder}/{user}"
