@@ -115,7 +115,7 @@ ClientMessage = Hello | Submit | Attach | RowsIn | InputEnd | Cancel | Ask | Pin
 
 
 class Greeting(Message, frozen=True, kw_only=True):
-    """Answer to `Hello`."""
+    """Answer to `Hello`. python: the version that functions must be pickled by; empty: any."""
 
     version: int
     epoch: int
@@ -124,6 +124,7 @@ class Greeting(Message, frozen=True, kw_only=True):
     pool: str = ""
     lasting: bool = False
     release: str = ""
+    python: str = ""
 
 
 class Accepted(Message, frozen=True, kw_only=True):

@@ -387,6 +387,7 @@ class Pool:
         sentence."""
         if isinstance(context, Context):
             warn_if_unstable(context)
+            self._opened().check_code(context.wire)
         return self._done(lambda ticket: Pin(ticket=ticket, context=context.wire))
 
     def unpin(self, context: LLM | Context[Any]) -> str:

@@ -7,6 +7,7 @@ A session lives as long as its connection; `Pool` makes a new one where it conne
 from __future__ import annotations
 
 import itertools
+import platform
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ import msgspec
 from pilotlight.client.connection import GREETING_S_MAX, Link, Place
 from pilotlight.client.jobs import Job
 from pilotlight.client.launch import named_error
-from pilotlight.core.errors import LinkClosed, PilotlightError
+from pilotlight.core.errors import ConfigError, LinkClosed, PilotlightError
 from pilotlight.messages import (
     Accepted,
     Ask,
@@ -39,7 +40,7 @@ from pilotlight.messages import (
     WorkersAnswer,
 )
 from pilotlight.views import ContextView, JobView, WorkerView
-from pilotlight.wire import JobRequest
+from pilotlight.wire import Context, JobRequest
 
 ANSWER_S_MAX = 60.0
 """A manager answers questions at once; pinning a model may first have to find it."""
@@ -95,9 +96,21 @@ class Session:
     # --- jobs
 
     def submit(self, job: Job[Any], request: JobRequest, start: Start, *, detached: bool = False) -> None:
-        """Hand a job in; `start` is called once it is accepted. Raises `LinkClosed`, and what `close` was given."""
+        """Hand a job in; `start` is called once it is accepted. Raises `LinkClosed`, what `close` was given, and as
+        `check_code` does."""
+        self.check_code(request.context, request.operation.function)
         ticket = self._enter(job, start)
         self._link.send(Submit(ticket=ticket, request=request, detached=detached))
+
+    def check_code(self, context: Context, function: bytes | None = None) -> None:
+        """Raise `ConfigError` where functions would travel to a pool of another Python, which can't run their code."""
+        theirs = self.greeting.python if self.greeting is not None else ""
+        ours = platform.python_version()
+        if theirs and (context.load is not None or function is not None) and _minor(theirs) != _minor(ours):
+            raise ConfigError(
+                f"functions travel as code of this Python {ours}, and the pool runs Python {theirs}: "
+                f"use Python {_minor(theirs)} here, or start a pool with Python {_minor(ours)}"
+            )
 
     def attach(self, job: Job[Any], named: str) -> None:
         """Follow a job of somebody, by its id or output. Raises `LinkClosed`."""
@@ -253,3 +266,7 @@ class Session:
             job.on_failed(error)
         while self._asked:
             self._asked.popitem()[1].set_exception(error)
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])

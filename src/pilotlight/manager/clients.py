@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,7 @@ class Clients:
             pool=self._spec.name,
             lasting=self._spec.lasting,
             release=__version__,
+            python=platform.python_version(),
         )
         client.connection.send(greeting)  # also to another version, so that it can say what is wrong
         if hello.version != VERSION:

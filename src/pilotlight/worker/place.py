@@ -3,8 +3,8 @@
 What a user says counts: an option, then PILOTLIGHT_CACHE. Else it is a disk of the machine's own: what the batch system
 made for the job, the disk of HF_HOME (whose files it can link to), the scratch folders that clusters have, on a
 workstation the user's cache folder, and at last /var/tmp and /tmp. A file system over the network is never chosen
-silently, so a home that lies on one is not either; memory (tmpfs) is chosen only where no disk has room. What was chosen
-before is chosen again, however full it is by now.
+silently, so a home that lies on one is not either; memory (tmpfs) is chosen only where no disk has room. What was
+chosen before is chosen again, however full it is by now.
 """
 
 from __future__ import annotations
