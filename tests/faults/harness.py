@@ -109,7 +109,7 @@ class Playground:
                 role = "guardian"
             elif "pilotlight.worker.server" in line:
                 role = "replica" if "pilotlight.worker.server" in parent_line else "server"
-            elif "pilotlight.worker" in line:
+            elif "pilotlight.worker" in line or "pilotlight worker" in line:
                 role = "worker"
             elif "pilotlight.manager" in line:
                 role = "manager"
