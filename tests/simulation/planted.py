@@ -180,6 +180,20 @@ MISTAKES = [
         "lease.queue.update(spans)",
     ),
     Planted(
+        "a revocation is not answered",
+        agent.Agent,
+        "_revoked",
+        "self._return(lease, lease.queue.take(rows, last=True))",
+        "pass",
+    ),
+    Planted(
+        "a revocation of what has ended is not answered",
+        agent.Agent,
+        "_revoked",
+        "self._out.append(SendReturned(event.lease_id, ()))",
+        "pass",
+    ),
+    Planted(
         "a copy may take for ever",
         files.Files,
         "_make",

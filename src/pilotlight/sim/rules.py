@@ -34,14 +34,18 @@ class Rules:
 
         self._most: dict[str, int] = {}
         """The most that the workers of a context held at once, as far as was seen."""
+        self._asked_back: dict[str, list[tuple[str, float]]] = {}
+        """Leases of which a worker was asked for rows and has not answered, and when, by worker."""
 
     def forget(self) -> None:
         """A new manager begins."""
         self._passed_over.clear()
+        self._asked_back.clear()
 
     def decided(self, event: ev.ManagerEvent, decisions: Sequence[do.ManagerDecision]) -> None:
         """The manager took in an event and decided this."""
         charged: dict[tuple[str, int], int] = {}
+        self._answers(event)
         for decision in decisions:
             match decision:
                 case do.DropWorker(name, reason):
@@ -52,6 +56,8 @@ class Rules:
                     self._gives_up(job_id, index, charged)
                 case do.GrantRows():
                     self._grants(decision)
+                case do.RevokeRows(name, lease_id):
+                    self._asked_back.setdefault(name, []).append((lease_id, self._world.clock.now))
                 case _:
                     pass
         self._waits()
@@ -59,15 +65,40 @@ class Rules:
             now = self._world.clock.now
             for worker in self._world.scheduler.state.workers.values():
                 assert worker.deadline_s > now, f"{worker.worker_id} was due at {worker.deadline_s} and is believed in"
+            for name, asked in self._asked_back.items():
+                lease_id, asked_s = asked[0]
+                late = now - asked_s > self._world.options.silence_s
+                assert not late or self._excused(name), f"{name} was asked for rows of {lease_id} and does not answer"
+
+    def _answers(self, event: ev.ManagerEvent) -> None:
+        """A revocation is always answered, also where nothing of the lease is left, unless the connection breaks."""
+        match event:
+            case ev.WorkerJoined(name) | ev.WorkerLost(name):
+                self._asked_back.pop(name, None)
+            case ev.RowsReturned(name, lease_id):
+                asked = self._asked_back.get(name, [])
+                answered = next((one for one in asked if one[0] == lease_id), None)
+                if answered is not None:
+                    asked.remove(answered)
+                    if not asked:
+                        del self._asked_back[name]
+            case _:
+                pass
 
     def _drops(self, name: str, reason: str) -> None:
-        world, machine = self._world, self._world.machines.get(name)
-        link = world.links.get(name)
+        self._asked_back.pop(name, None)
+        machine = self._world.machines.get(name)
+        assert machine is None or self._excused(name), (
+            f"{name} was dropped ({reason}) and spoke {self._world.clock.now - machine.heard_s:.1f} s ago"
+        )
+
+    def _excused(self, name: str) -> bool:
+        """Whether nothing need have been heard of a worker lately: it, or its connection, is not there or was away."""
+        world, machine, link = self._world, self._world.machines.get(name), self._world.links.get(name)
         if machine is None or machine.paused or link is None:
-            return
+            return True
         recently = world.clock.now - world.options.silence_s - world.pace.heard_s
-        excused = max(machine.woke_s, link.opened_s, link.mute_s) > recently
-        assert excused, f"{name} was dropped ({reason}) and spoke {world.clock.now - machine.heard_s:.1f} s ago"
+        return max(machine.woke_s, link.opened_s, link.mute_s) > recently
 
     def _charges(
         self,

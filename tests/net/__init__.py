@@ -1,0 +1,1 @@
+"""Pools over several machines: network, process and host-name namespaces of this one."""
