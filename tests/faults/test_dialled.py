@@ -14,7 +14,7 @@ import pytest
 from pilotlight.gate import tokens
 from pilotlight.gate.invitation import path_of, read_invitation
 from pilotlight.manager.__main__ import EXIT_FENCED
-from pilotlight.messages import Snapshot
+from pilotlight.messages import Attach, Snapshot
 from tests.faults.dialled import Dialled, Wire, dialled_pool
 from tests.faults.harness import Playground
 from tests.faults.lasting import WAIT_S, Client, request
@@ -24,6 +24,15 @@ from tests.faults.test_lasting import assert_exact, done_rows, live
 def joined(client: Client, count: int) -> Snapshot:
     """Wait for so many workers."""
     return client.seen(lambda seen: len(seen.workers) >= count)
+
+
+def finish(client: Client, job: str) -> None:
+    """See a job that was taken up by another manager through to its end, without a load."""
+    client.send(Attach(ticket=9, job=job))
+    ended = client.end_of(job)
+    assert ended.outcome == "completed"
+    assert ended.totals.loads == {}
+    assert ended.view.rows_resumed > 0
 
 
 def test_workers_that_dial_in_get_work_and_leave_nothing_behind(ground: Playground) -> None:
@@ -86,17 +95,16 @@ def test_a_killed_manager_comes_back_to_live_replicas(ground: Playground) -> Non
             joined(client, 2)
             job = client.submit(request(source, out), detached=True).job
             before = live(client.seen(lambda seen: len(live(seen)) == 2 and done_rows(seen) > 200))
-        for _ in range(2):
+        for crash in (1, 2):
             there.pool.kill()
             time.sleep(0.5)  # its workers finish what they hold, and keep the results
             there.pool.up()
             assert there.port() == port
             with there.pool.client() as client:
                 assert live(client.seen(lambda seen: len(live(seen)) == 2)) == before
-        with there.pool.client() as client:
-            client.seen(lambda seen: not seen.jobs)
+                if crash == 2:
+                    finish(client, job)
         assert_exact(source, out)
-        assert job
 
 
 def test_a_worker_that_was_in_comes_back_although_its_token_expired(ground: Playground) -> None:
@@ -140,7 +148,7 @@ def test_an_older_manager_ends_when_a_newer_one_serves_the_pool(ground: Playgrou
         there.worker("a")
         with there.pool.client() as client:
             joined(client, 2)
-            client.submit(request(source, out), detached=True)
+            job = client.submit(request(source, out), detached=True).job
             before = live(client.seen(lambda seen: len(live(seen)) == 2 and done_rows(seen) > 100))
         manager = there.pool.manager
         assert manager is not None
@@ -150,7 +158,7 @@ def test_an_older_manager_ends_when_a_newer_one_serves_the_pool(ground: Playgrou
         there.pool.up()
         with there.pool.client() as client:
             assert live(client.seen(lambda seen: len(live(seen)) == 2)) == before
-            client.seen(lambda seen: not seen.jobs)
+            finish(client, job)
         assert_exact(source, out)
 
 
@@ -229,21 +237,48 @@ def test_a_pool_is_used_from_another_machine_and_goes_on_there_when_its_own_is_g
 
 
 @may_rename
+def test_a_command_on_another_machine_waits_for_the_next_manager(ground: Playground) -> None:
+    source, out = ground.rows(4000, sleep_s=0.002), ground.folder / "out.jsonl"
+    with dialled_pool(ground) as there:
+        there.worker("a")
+        client_file = str(path_of(there.pool.folder, "client"))
+        arguments = ["run", str(source), "--runtime", "echo", "-o", str(out), "--pool", client_file]
+        with subprocess.Popen(
+            [*ELSEWHERE, sys.executable, "-m", "pilotlight", *arguments],
+            cwd=ground.folder,
+            env=ground.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as command:
+            with there.pool.client() as client:
+                before = live(client.seen(lambda seen: done_rows(seen) > 100))
+            there.pool.kill()
+            time.sleep(0.5)
+            there.pool.up()
+            with there.pool.client() as client:
+                assert live(client.seen(lambda seen: len(live(seen)) == 1)) == before
+            _, said = command.communicate(timeout=WAIT_S)
+        assert command.returncode == 0, said
+        assert "waiting for the next one" in said
+        assert_exact(source, out)
+
+
+@may_rename
 def test_workers_beside_a_manager_that_moved_to_another_machine_go_with_it(ground: Playground) -> None:
     source, out = ground.rows(4000, sleep_s=0.002), ground.folder / "out.jsonl"
     with dialled_pool(ground, workers=1) as there:
         there.worker("a")
         with there.pool.client() as client:
-            client.submit(request(source, out), detached=True)
+            job = client.submit(request(source, out), detached=True).job
             before = live(client.seen(lambda seen: len(live(seen)) == 2 and done_rows(seen) > 100))
         there.pool.kill()
         there.pool.up(ELSEWHERE)
         with there.pool.client() as client:
-            seen = client.seen(lambda seen: before.items() <= live(seen).items())
+            client.seen(lambda seen: before.items() <= live(seen).items())
             client.seen(lambda seen: len(seen.workers) == 3)  # and one beside the manager, as the pool is to have
-            client.seen(lambda seen: not seen.jobs)
+            client.send(Attach(ticket=9, job=job))
+            assert client.end_of(job).outcome == "completed"
         assert_exact(source, out)
-        assert seen
 
 
 def secrets_of(there: Dialled) -> list[bytes]:
