@@ -53,6 +53,8 @@ class Host:
     lan: Lan
     number: int
     disk: Path
+    crashed: bool = False
+    """Whether its power ever failed: what was on its disk is there still."""
     _holder: subprocess.Popen[bytes] | None = None
     _init: int = 0
     _started: list[subprocess.Popen[str]] = field(default_factory=list[subprocess.Popen[str]])
@@ -101,10 +103,15 @@ class Host:
                 process.stdout.close()
         self._started.clear()
 
+    def crash(self) -> None:
+        """Cut its power, with all that runs."""
+        self.crashed = True
+        self.off()
+
     def vanish(self) -> None:
         """Cut its link, then its power: nobody hears of it any more."""
         self.cut()
-        self.off()
+        self.crash()
 
     # --- processes
 

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.net.lan import Host, Lan, lan, missing
-
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+from tests.net.lan import Host, Lan, lan
 
 SERVE = """
 import socket
