@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,12 +135,21 @@ class LastingPool:
         }
         write_spec(self.folder, PoolSpec(**values))
 
-    def up(self) -> int:
-        """Start a manager and wait until it is ready. Returns its pid."""
+    def up(self, through: Sequence[str] = ()) -> int:
+        """Start a manager and wait until it is ready. Returns its pid. through: a command that runs its command."""
         ready, child = os.pipe()
         with (self.logs / "manager.log").open("ab") as log:
             self.manager = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pilotlight.manager", str(self.folder), "--ready-fd", str(child)],
+                [
+                    *through,
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "pilotlight.manager",
+                    str(self.folder),
+                    "--ready-fd",
+                    str(child),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

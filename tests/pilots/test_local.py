@@ -91,10 +91,11 @@ def test_an_adopted_pilot_is_looked_after(
 
 
 def test_a_process_that_started_at_another_time_is_not_adopted(tmp_path: Path, orphan: Orphan) -> None:
-    pid, started, slot = orphan().split(":")
+    pid, started, slot, host = orphan().split(":")
     mine = provider(tmp_path)
     assert not mine.adopt(f"{pid}:{int(started) + 1}:{slot}")
     assert not mine.adopt(f"{pid}::{slot}")
+    assert not mine.adopt(f"{pid}:{started}:{slot}:not-{host}")
     assert not mine.adopt("nonsense")
     assert not mine.adopt("4194304:1:0")
     mine.close()

@@ -175,6 +175,13 @@ def find(name: str) -> Place:
     return socket_path(folder, read_spec(folder), "client.sock")
 
 
+def way_on(name: str) -> str:
+    """What else may be done about a pool whose manager gives no answer, to be added to why."""
+    if file_of(name) is not None or (away := elsewhere(name)) is None:
+        return ""
+    return f"; if {away.host} is gone, this machine can go on with the pool: {command('up', name)}"
+
+
 def described(spec: PoolSpec) -> str:
     """`2 workers`, with what is special about them."""
     workers = f"{spec.workers} worker{'' if spec.workers == 1 else 's'}"

@@ -151,7 +151,10 @@ class Pool:
             raise LinkClosed(f"the manager of pool {self.name} is gone; {again}")
         place = lasting.find(self.name)
         session = Session(self._watchers)
-        session.open(place, Hello(watch_s=self._watch_s))
+        try:
+            session.open(place, Hello(watch_s=self._watch_s))
+        except LinkClosed as error:
+            raise LinkClosed(f"{error}{lasting.way_on(self.name)}") from error
         return session
 
     @property

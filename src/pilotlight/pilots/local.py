@@ -1,8 +1,8 @@
 """Local pilots: workers as processes of the manager's own machine. `ports.PilotProvider`.
 
-A pilot's id is `pid:start:slot`: the process, when it started (so that a process id that was given out again is never
-taken for it), and its share of the machine. What an earlier manager started is not our child: its end is seen through a
-pidfd where the system has them, else by looking.
+A pilot's id is `pid:start:slot:host`: the process, when it started (so that a process id that was given out again is
+never taken for it), its share of the machine, and which machine that is: on another one the rest means nothing. What an
+earlier manager started is not our child: its end is seen through a pidfd where the system has them, else by looking.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import errno
 import math
 import os
+import platform
 import select
 import signal
 import subprocess
@@ -133,14 +134,16 @@ class LocalProvider:
                 )
         except OSError as error:
             raise PilotlightError(f"a worker can't be started: {error}") from error
-        pilot_id = f"{process.pid}:{_started(process.pid)}:{free[0]}"
+        pilot_id = f"{process.pid}:{_started(process.pid)}:{free[0]}:{platform.node()}"
         self._pilots[pilot_id] = _Child(process, free[0])
         return pilot_id
 
     def adopt(self, pilot_id: str) -> bool:
         """See `ports.PilotProvider`."""
         try:
-            pid, started, slot = pilot_id.split(":")
+            pid, started, slot, *host = pilot_id.split(":")  # earlier releases named no host
+            if host not in ([], [platform.node()]):
+                return False
             self._pilots[pilot_id] = _Adopted(int(pid), int(slot), started)
         except (ValueError, OSError):
             return False

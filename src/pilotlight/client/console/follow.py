@@ -44,7 +44,8 @@ AT_ONCE_S = 1.0
 HINT_S = 5.0
 CRASHES_MAX = 3
 """Crashes of a pool's manager in a row, without a row finished between, after which a command gives up."""
-REVIVALS_MAX = 4
+REVIVALS_MAX, ARRIVALS_MAX = 4, 11
+"""How often to try to bring the pool up again; or to find it where somebody else does that, for about a minute."""
 REVIVAL_S = 1.0
 
 Submit = Callable[[Pool, bool], Job[Any]]
@@ -180,7 +181,7 @@ class Follower:
             except JobCancelled:
                 raise
             except PilotlightError:
-                if attempt == REVIVALS_MAX:
+                if attempt == (ARRIVALS_MAX if away else REVIVALS_MAX):
                     raise
                 time.sleep(REVIVAL_S * attempt)
             else:
