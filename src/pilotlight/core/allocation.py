@@ -309,11 +309,14 @@ class Allocation:
             self._out.append(RevokeRows(lease.worker_id, lease.lease_id, rows, why))
 
     def read(self, job: Job) -> None:
-        """Read on where the rows at hand would not fill all leases anew."""
-        job.appetite = self._state.census.of(job.variant_id).appetite
+        """Read on where the rows at hand would not fill all leases anew; and while devices stand by, as much again as
+        was read: they are asked to load where the work that is known outlasts that."""
+        totals = self._state.census.of(job.variant_id)
+        job.appetite = totals.appetite
         if job.state is not JobState.RUNNING or job.exhausted or job.reading:
             return
-        rows = sizing.read_rows(len(job.pending), job.appetite)
+        ahead = job.read_upto if totals.wanting < self._state.census.devices else 0
+        rows = sizing.read_rows(len(job.pending), job.appetite, ahead)
         if rows:
             job.reading = True
             self._out.append(ReadRows(job.job_id, rows))
