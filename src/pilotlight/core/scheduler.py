@@ -73,6 +73,10 @@ class Scheduler:
         self._silent_at_s: list[tuple[float, WorkerId]] = []
         """When each worker, if it is not heard of until then, is to be looked at; a heap."""
 
+    def listened(self, now: float) -> None:
+        """Nothing happened up to `now`, and somebody listened: it did not sleep, though no tick came."""
+        self._now = max(self._now, now)
+
     def handle(self, event: ev.ManagerEvent, now: float) -> list[ManagerDecision]:  # noqa: C901, PLR0912 - one line per event
         """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""
         assert now >= self._now, "time went backwards"
