@@ -136,6 +136,14 @@ class Part(NamedTuple):
 
 
 @dataclass(slots=True)
+class Count:
+    """Rows of a variant that a worker answered since a moment; its rate is measured from them."""
+
+    since_s: float
+    rows: int = 0
+
+
+@dataclass(slots=True)
 class Worker:
     """A worker that has joined. `rate` is rows per second by variant, smoothed; `outstanding` counts leased rows."""
 
@@ -156,8 +164,7 @@ class Worker:
     outstanding: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
     started: int = 0
     rate: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
-    rate_rows: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
-    rate_since_s: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
+    counts: dict[VariantId, Count] = field(default_factory=dict[VariantId, Count])
     rows_done: int = 0
     parts: dict[VariantId, Part] = field(default_factory=dict[VariantId, Part])
     """What it added to the census when that last looked at it, at `looked_at_s`."""

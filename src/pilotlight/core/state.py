@@ -253,7 +253,7 @@ class State:
             for key in [key for key in self.load_s if key[0] == variant_id]:
                 del self.load_s[key]
             for worker in self.workers.values():
-                for table in (worker.rate, worker.rate_rows, worker.rate_since_s):
+                for table in (worker.rate, worker.counts):
                     table.pop(variant_id, None)
                 for belief in worker.devices.values():
                     belief.worked_on.discard(variant_id)
