@@ -15,7 +15,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Workers that tests start keep their copies of model files away from the user's."""
-    os.environ.setdefault("PILOTLIGHT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    os.environ.setdefault("PILOTLIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,8 +8,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pilotlight.views import ContextView, JobView, Totals, WorkerView
-from pilotlight.wire import VERSION, Chunk, Context, DeviceSpec, JobRequest, Operation, ResultChunk, Span, Struct
+from pilotlight.views import CacheView, ContextView, JobView, Totals, WorkerView
+from pilotlight.wire import (
+    VERSION,
+    Chunk,
+    Context,
+    DeviceSpec,
+    Environment,
+    JobRequest,
+    Operation,
+    ResultChunk,
+    Span,
+    Struct,
+)
 
 
 class Message(Struct, frozen=True, kw_only=True, tag=True):
@@ -47,10 +58,10 @@ class Attach(Message, frozen=True, kw_only=True):
 
 
 class Ask(Message, frozen=True, kw_only=True):
-    """Answered by `JobsAnswer` or `ContextsAnswer` with the same `ticket`."""
+    """Answered by `JobsAnswer`, `ContextsAnswer` or `WorkersAnswer` with the same `ticket`."""
 
     ticket: int
-    what: Literal["jobs", "contexts"]
+    what: Literal["jobs", "contexts", "workers"]
 
 
 class Pin(Message, frozen=True, kw_only=True):
@@ -104,7 +115,7 @@ ClientMessage = Hello | Submit | Attach | RowsIn | InputEnd | Cancel | Ask | Pin
 
 
 class Greeting(Message, frozen=True, kw_only=True):
-    """Answer to `Hello`."""
+    """Answer to `Hello`. python: the version that functions must be pickled by; empty: any."""
 
     version: int
     epoch: int
@@ -113,6 +124,7 @@ class Greeting(Message, frozen=True, kw_only=True):
     pool: str = ""
     lasting: bool = False
     release: str = ""
+    python: str = ""
 
 
 class Accepted(Message, frozen=True, kw_only=True):
@@ -165,6 +177,13 @@ class ContextsAnswer(Message, frozen=True, kw_only=True):
     contexts: list[ContextView]
 
 
+class WorkersAnswer(Message, frozen=True, kw_only=True):
+    """Every worker that is here, in the order in which they came, with what it said of itself."""
+
+    ticket: int
+    workers: list[WorkerView]
+
+
 class Snapshot(Message, frozen=True, kw_only=True):
     """The whole picture, sent every `watch_s` and before `JobEnded`."""
 
@@ -197,7 +216,17 @@ class JobEnded(Message, frozen=True, kw_only=True):
 
 
 ClientReply = (
-    Greeting | Accepted | Refused | Done | RowsOut | Snapshot | Notice | JobEnded | JobsAnswer | ContextsAnswer
+    Greeting
+    | Accepted
+    | Refused
+    | Done
+    | RowsOut
+    | Snapshot
+    | Notice
+    | JobEnded
+    | JobsAnswer
+    | ContextsAnswer
+    | WorkersAnswer
 )
 
 
@@ -292,7 +321,15 @@ class Drain(Message, frozen=True, kw_only=True):
     grace_s: float
 
 
-ManagerMessage = Welcome | Wants | DefineJob | Grant | Revoke | SourceNamed | ForgetJob | Unstage | Ack | Drain
+class TurnedAway(Message, frozen=True, kw_only=True):
+    """Answer to a `Join` of a worker that this pool can't use; the worker says the reason and ends (`NotWanted`)."""
+
+    reason: str
+
+
+ManagerMessage = (
+    TurnedAway | Welcome | Wants | DefineJob | Grant | Revoke | SourceNamed | ForgetJob | Unstage | Ack | Drain
+)
 
 
 # --- worker -> manager ---------------------------------------------------------------------------------------
@@ -333,7 +370,8 @@ class Copy(Struct, frozen=True, kw_only=True):
 
 class Join(Message, frozen=True, kw_only=True):
     """First message on each connection of a worker; the inventory overrides what the manager believed. memory_bytes:
-    host memory for parked copies. serves_files: workers of other machines can fetch what it has staged."""
+    host memory for parked copies. serves_files: workers of other machines can fetch what it has staged. environment,
+    cache: what it can run, and where its machine's cache lies."""
 
     version: int = VERSION
     worker: str
@@ -344,6 +382,8 @@ class Join(Message, frozen=True, kw_only=True):
     serves_files: bool = False
     residents: list[Resident] = []
     copies: list[Copy] = []
+    environment: Environment | None = None
+    cache: CacheView | None = None
 
 
 class Reported(Message, frozen=True, kw_only=True):

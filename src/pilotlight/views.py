@@ -5,7 +5,8 @@ Folded from the manager's belief by `manager/views.py`; `messages.py` says when 
 
 from __future__ import annotations
 
-from pilotlight.wire import Struct
+from pilotlight.core.story.words import bytes_text
+from pilotlight.wire import Environment, Struct
 
 ERROR_ROWS_EXIT_CODE = 3
 """What a command ends with whose job completed with error rows."""
@@ -92,8 +93,40 @@ class ReplicaView(Struct, frozen=True, kw_only=True):
     rows_done: int = 0
 
 
+class CacheView(Struct, frozen=True, kw_only=True):
+    """Where a machine's cache of model files lies, as its worker saw it when it joined.
+
+    chosen_by: the option, variable or folder that named it. file_system: its type; empty: the system does not tell.
+    free_inodes: None: it has no fixed number. in_memory: what is in it takes host memory. network: another machine's.
+    ends_with_job: it is likely to go when the batch job ends.
+    """
+
+    path: str
+    chosen_by: str
+    file_system: str = ""
+    free_bytes: int = 0
+    free_inodes: int | None = None
+    in_memory: bool = False
+    network: bool = False
+    ends_with_job: bool = False
+
+    @property
+    def text(self) -> str:
+        """In one line: `/scratch/ada/pilotlight (SLURM_TMPDIR; xfs, 812.0 GB free, gone when the batch job ends)`."""
+        facts = [self.file_system or "file system unknown", f"{bytes_text(self.free_bytes)} free"]
+        if self.free_inodes is not None:
+            facts.append(f"{self.free_inodes:,} inodes free")
+        odd = {
+            "in memory": self.in_memory,
+            "over the network": self.network,
+            "gone when the batch job ends": self.ends_with_job,
+        }
+        return f"{self.path} ({self.chosen_by}; {', '.join([*facts, *(text for text, is_so in odd.items() if is_so)])})"
+
+
 class WorkerView(Struct, frozen=True, kw_only=True):
-    """A worker as a display needs it. state: live, draining, lost."""
+    """A worker as a display needs it. state: live, draining, lost. cache, environment: as it said when it joined (None:
+    it did not). troubles: what it can't do, and what is odd about it, in sentences."""
 
     worker: str
     pid: int
@@ -102,6 +135,10 @@ class WorkerView(Struct, frozen=True, kw_only=True):
     rows_done: int
     rows_leased: int
     replicas: list[ReplicaView]
+    devices: list[str] = []
+    cache: CacheView | None = None
+    environment: Environment | None = None
+    troubles: list[str] = []
 
 
 OTHERS = "(others)"

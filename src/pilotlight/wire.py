@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-VERSION = 2
+VERSION = 3
 
 ResultFormat = Literal["pilotlight", "openai"]
 
@@ -223,6 +223,37 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
     speed: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
 
 
+class Environment(Struct, frozen=True, kw_only=True):
+    """What a process can run, as `manager/environment.py` judges it. Empty: not known, or not there.
+
+    python, release: versions of Python (`3.12.4`) and of this package. platform: `linux-x86_64`. packages: versions of
+    what runtimes need, by name. missing: modules that a runtime needs and that are not there, by runtime. cuda: the
+    CUDA that torch was built for; `none`: a build for CPUs. arches: what torch has code for (`sm_90`,
+    `compute_120`). driver, driver_cuda: NVIDIA's driver, and the newest CUDA that it knows. capabilities: compute
+    capability (`sm_90`) by device.
+    """
+
+    python: str = ""
+    release: str = ""
+    platform: str = ""
+    packages: dict[str, str] = {}
+    missing: dict[str, list[str]] = {}
+    cuda: str = ""
+    arches: list[str] = []
+    driver: str = ""
+    driver_cuda: str = ""
+    capabilities: dict[str, str] = {}
+
+    @property
+    def text(self) -> str:
+        """Versions, in one line."""
+        parts = [f"Python {self.python}", f"pilotlight {self.release}", self.platform]
+        parts += [f"{name} {version}" for name, version in self.packages.items()]
+        if self.driver:
+            parts.append(f"NVIDIA's driver {self.driver} (CUDA {self.driver_cuda})")
+        return ", ".join(part for part in parts if part)
+
+
 class WorkerShape(Struct, frozen=True, kw_only=True):
     """How a local worker is made slower or smaller than the machine would have it. memory_bytes: of its devices
     and of its host memory; 0: what is free."""
@@ -239,9 +270,10 @@ class PoolSpec(Struct, frozen=True, kw_only=True):
     sockets are, if not in its folder (their paths must be short). orphan_timeout_s: how long workers outlive their
     manager. python: the interpreter to start workers with. silence_s: how long a worker may say nothing. grace_s: how
     long a worker that gets a signal may take to leave. keep_alive_s: how long an idle context stays live; negative: for
-    ever. cache_dir: the machine's cache of model files; empty: the user's default. cache_bytes: its size limit; 0:
-    what the disk allows. listen: the TCP address (`HOST:PORT`; port 0: any, the same each time) that other machines
-    may dial; empty: none. advertise: addresses that they are told to dial, where those are others than its own.
+    ever. cache_dir: where the cache of model files is; empty: each machine's own place for it. cache_bytes: its size
+    limit; 0: what the disk allows. listen: the TCP address (`HOST:PORT`; port 0: any, the same each time) that other
+    machines may dial; empty: none. advertise: addresses that they are told to dial, where those are others than its
+    own.
     """
 
     workers: int
@@ -264,3 +296,15 @@ class PoolSpec(Struct, frozen=True, kw_only=True):
 def digest(value: object) -> str:
     """Twelve hex digits of SHA-256 over the value's canonical JSON."""
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()[:12]
+
+
+def other_version(worker: str, version: int, release: str, own_release: str) -> str:
+    """What to say of a worker whose messages are of another version than this manager's: who is to be upgraded.
+    release: the worker's; empty: not known."""
+    theirs = f"pilotlight {release}" if release else f"message version {version}"
+    if version < VERSION:
+        remedy = f"upgrade pilotlight to {own_release} where the worker runs"
+    else:
+        newer = f" to {release}" if release else ""
+        remedy = f"upgrade pilotlight{newer} where the manager runs, and start the pool again"
+    return f"{worker} has {theirs}, which this pool's manager (pilotlight {own_release}) does not understand: {remedy}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -143,6 +144,15 @@ def test_up_twice_run_down(shell: Shell) -> None:
     (context,) = map(json.loads, shell.run("contexts --json")[0].splitlines())
     assert context["used"] == 2
     assert [residence["level"] for residence in context["residences"]] == ["live"]
+    assert "worker-1" in shell.run("workers")[0]
+    assert "its cache is " in shell.run("workers -v")[0]
+    (worker,) = map(json.loads, shell.run("workers --json")[0].splitlines())
+    assert (worker["worker"], worker["state"], worker["devices"]) == ("worker-1", "live", ["cpu"])
+    assert worker["cache"]["chosen_by"] == "PILOTLIGHT_CACHE"
+    assert worker["environment"]["python"] == platform.python_version()
+    told = shell.run("explain worker-1 --pool default")[0]
+    assert f"it has Python {platform.python_version()}, pilotlight" in told
+    assert f"its cache is {worker['cache']['path']} (PILOTLIGHT_CACHE; " in told
     out, _ = shell.run("down")
     assert "let go of echo, which was live on 1 device" in out
     assert "pool default is down, with 1 worker" in out

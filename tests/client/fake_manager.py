@@ -132,9 +132,15 @@ class FakeManager:
     def receive(self, connection: Connection, message: Any) -> None:
         match message:
             case Hello():
-                connection.send(
-                    Greeting(version=VERSION, epoch=1, pid=os.getpid(), log_dir=spec().log_dir, lasting=spec().lasting)
+                greeting = Greeting(
+                    version=VERSION,
+                    epoch=1,
+                    pid=os.getpid(),
+                    log_dir=spec().log_dir,
+                    lasting=spec().lasting,
+                    python=os.environ.get("FAKE_PYTHON", ""),
                 )
+                connection.send(greeting)
             case Submit():
                 self.submit(connection, message)
             case RowsIn():

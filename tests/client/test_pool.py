@@ -258,3 +258,12 @@ def test_a_users_module_travels_by_value(pool: Pool, tmp_path: Path, monkeypatch
     assert isinstance(module, ModuleType)
     assert [result.value for result in pool.map(module.outer, [1, 2])] == [4, 7]
     del sys.modules["beside_the_script"]
+
+
+def test_functions_do_not_travel_to_a_pool_of_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_PYTHON", "3.2.1")
+    with pl.Pool(1, manager_command=COMMAND) as pool:
+        for attempt in (lambda: list(pool.map(str, [1])), lambda: pool.pin(times(2))):
+            with pytest.raises(pl.ConfigError, match=r"the pool runs Python 3\.2\.1: use Python 3\.2 here"):
+                attempt()
+        assert len(list(pool.generate(MODEL, ["a"]))) == 1

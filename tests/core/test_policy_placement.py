@@ -34,6 +34,17 @@ def test_a_device_is_loaded_only_where_the_work_outlasts_the_load() -> None:
     assert world.took_s(long) < 10_000 / 40 + 60
 
 
+def test_devices_that_stand_by_load_as_soon_as_enough_of_a_long_input_is_read() -> None:
+    world = Virtual()
+    world.add_worker(10, load_s=20)
+    world.submit(1_000_000)
+    world.pass_s(30)
+    for _ in range(99):
+        world.add_worker(10, load_s=20)
+    world.pass_s(10)
+    assert loads_of(world, "v") == 100
+
+
 def test_a_first_job_loads_no_more_devices_than_it_has_rows() -> None:
     world = Virtual()
     for _ in range(8):

@@ -66,3 +66,17 @@ def test_a_drain_ends_when_it_ends() -> None:
     agent = agent_with_rows()
     agent.handle(ev.DrainAsked(20.0, "preempted"), 2.0)
     assert isinstance(ticked(agent, 100.0, 100.5)[-1], do.Exit)
+
+
+def test_who_listened_without_a_tick_did_not_sleep() -> None:
+    agent = agent_with_rows()
+    assert agent.due_s == 31.0
+    agent.listened(30.0)
+    assert agent.handle(ev.Tick(), 30.5) == []
+    agent.listened(31.0)
+    assert agent.handle(ev.Tick(), 31.0) == [do.StopReplica("w.1", kill=True)]
+    assert agent.due_s < 40.0
+    manager = Scheduler(Options(silence_s=10.0))
+    manager.handle(ev.WorkerJoined("w", 1, "host", (GPU,)), 0.0)
+    manager.listened(11.0)
+    assert any(isinstance(decision, do.DropWorker) for decision in manager.handle(ev.Tick(), 11.0))

@@ -19,7 +19,7 @@ GB = 10**9
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PILOTLIGHT_LOG_DIR", str(tmp_path / "logs"))
-    monkeypatch.setenv("PILOTLIGHT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PILOTLIGHT_CACHE", str(tmp_path / "cache"))
 
 
 def holding(name: str, memory_bytes: int, loads: Path) -> Any:

@@ -314,7 +314,8 @@ def test_a_worker_of_another_version_is_told_to_leave_and_spoken_of_once() -> No
             link.say("w", Reported(resident=resident(4)))
         assert [message for _, message in link.sent] == [Drain(grace_s=0.0)] * 2
         assert len(notes) == 1
-        assert f"speaks version {VERSION + 1}" in notes[0]
+        assert f"w has message version {VERSION + 1}" in notes[0]
+        assert notes[0].endswith("upgrade pilotlight where the manager runs, and start the pool again")
         assert not manager.scheduler.state.workers
         link.lose("w", "it left")
         link.say("w", join())

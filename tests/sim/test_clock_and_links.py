@@ -100,3 +100,16 @@ def test_a_spread_keeps_its_mean_and_needs_no_state() -> None:
     assert sum(factors) / len(factors) == pytest.approx(1.0, rel=0.03)
     assert lognormal(3, 41_000, 0.8) == factors[41_000]
     assert len({scatter(1, index) for index in range(10_000)}) == 10_000
+
+
+def test_reads_from_what_is_gone_fail_once_and_those_that_can_not_go_on() -> None:
+    clock, seen = Clock(), list[str]()
+    shared = Shared(clock, 100.0, latency_s=1.0)
+    shared.read(1000.0, lambda: seen.append("done"))
+    shared.read(1000.0, lambda: seen.append("never"), lambda: seen.append("failed"))
+    clock.after(5.0, lambda: shared.read(1000.0, lambda: seen.append("never"), lambda: seen.append("failed early")))
+    clock.after(5.5, shared.fail)
+    clock.after(6.0, shared.fail)
+    clock.run(lambda: False)
+    assert seen == ["failed", "failed early", "done"]
+    assert clock.now == pytest.approx(1.0 + 4.5 + (1000.0 - 4.5 * 50.0) / 100.0)

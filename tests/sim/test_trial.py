@@ -173,3 +173,49 @@ def test_ours_is_within_a_tenth_of_the_bound_on_a_recorded_market(trace: Path) -
     }
     world = dataclasses.replace(sc.read(sc.find("spot"), settings), workers=(supply,))
     assert 0.9 <= run(world, OURS).efficiency <= 1.001
+
+
+def busy(*jobs: Work, **pace: float) -> Scenario:
+    """Workers that come and go while they work, one row in ten seconds on two kinds of device."""
+    return dataclasses.replace(
+        WORLD,
+        jobs=jobs,
+        workers=(
+            Supply("k", 10, every_s=3.0, life_s=600.0, away_s=60.0, keeps_disk=True),
+            Supply("slow", 10, every_s=2.0, life_s=600.0, away_s=60.0, keeps_disk=True),
+        ),
+        origin=Origin(),
+        pace=Pace(step_s=1.0, **pace),
+    )
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+def test_steps_that_are_reported_together_are_as_good_as_single_ones(sigma: float) -> None:
+    job = Work(100_000, "m", row_s=0.1, sigma=sigma)
+    each, together = run(busy(job), OURS), run(busy(job, report_s=120.0), OURS)
+    assert together.end_s == pytest.approx(each.end_s, rel=0.01)
+    assert together.meter.lost > 10
+    assert together.meter.lost_s < 2.0 * together.meter.lost
+    assert together.meter.useful_s == pytest.approx(each.meter.useful_s)
+    assert len(together.meter.curve) < len(each.meter.curve) / 3
+
+
+def test_a_row_that_kills_takes_no_more_with_it_where_steps_are_reported_together() -> None:
+    job = Work(
+        20_000, "m", row_s=0.1, poison=frozenset({7_000, 15_000}), hangs=frozenset({11_111}), request_timeout_s=20
+    )
+    each, together = run(busy(job), OURS), run(busy(job, report_s=120.0), OURS)
+    assert together.meter.rows == each.meter.rows == 20_000
+    assert together.end_s < 1.1 * each.end_s
+    assert together.meter.lost_s < 1.5 * each.meter.lost_s
+
+
+def test_replicas_that_share_a_device_go_on_step_by_step() -> None:
+    two = dataclasses.replace(
+        busy(Work(6_000, "m", row_s=0.1), Work(3_000, "n", row_s=0.1, at_s=40.0)),
+        models={**WORLD.models, "n": dataclasses.replace(WORLD.models["m"], variant_id="n")},
+        workers=(Supply("k", 1),),
+    )
+    each = run(two, OURS)
+    together = run(dataclasses.replace(two, pace=dataclasses.replace(two.pace, report_s=120.0)), OURS)
+    assert together.end_s == pytest.approx(each.end_s, rel=0.02)

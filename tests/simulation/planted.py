@@ -31,7 +31,9 @@ class Planted:
 def planted(mistake: Planted) -> Iterator[None]:
     """The core with a mistake."""
     right = vars(mistake.owner)[mistake.name]
-    function = right.__func__ if isinstance(right, staticmethod) else right
+    function = (
+        right.__func__ if isinstance(right, staticmethod) else right.fget if isinstance(right, property) else right
+    )
     source = textwrap.dedent(inspect.getsource(function))
     assert source.count(mistake.old) == 1, f"{mistake.what}: the core has changed, plant it anew"
     names = {**function.__globals__, "do": decisions}
@@ -65,6 +67,13 @@ MISTAKES = [
         "settle",
         "if not replica.rows and not self.wanted_live(replica)",
         "if not self.wanted_live(replica)",
+    ),
+    Planted(
+        "a device that may be tried again is not among what is due",
+        residence.Residences,
+        "due_s",
+        "if slot.restart_at_s:",
+        "if False:",
     ),
     Planted(
         "a replica may take for ever to end",

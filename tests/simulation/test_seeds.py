@@ -16,7 +16,7 @@ from pilotlight.sim.shorten import shorten, story
 
 SEEDS = range(1_000_000, 1_000_160)
 PART = 8
-DIGESTS = {16: "0b933e44263ca99b", 72: "351b7d6fd7709959", 101: "d380798683e727cc"}
+DIGESTS = {16: "efadb98a92357784", 72: "40c941246f288309", 101: "28d531426d0d0bce"}
 """What happens in the worlds of some seeds, whose rows all take the same time: `exp` and `cos` are the platform's."""
 
 

@@ -52,6 +52,7 @@ from pilotlight.wire import Chunk, Context, DeviceSpec, Operation, PoolSpec
 from pilotlight.worker import build
 from pilotlight.worker.__main__ import PR_SET_CHILD_SUBREAPER
 from pilotlight.worker.loop import AgentLoop
+from pilotlight.worker.place import Place
 
 CPU = DeviceSpec(id="cpu", kind="cpu", type="cpu", memory_bytes=1 << 30)
 WITHIN_S = 30.0
@@ -408,8 +409,16 @@ async def play(name: str, log_dir: str) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     manager = Manager()
     folder = Path(log_dir)
-    spec = PoolSpec(workers=1, log_dir=log_dir, cache_dir=str(folder / "cache"))
-    agent = AgentLoop("w", spec, [CPU], manager, CPU.memory_bytes, lambda tell: build.copies(spec, folder, tell))
+    spec, cache = PoolSpec(workers=1, log_dir=log_dir), Place(folder / "cache", "the test")
+    agent = AgentLoop(
+        "w",
+        spec,
+        [CPU],
+        manager,
+        CPU.memory_bytes,
+        lambda tell: build.copies(cache.path, 0, folder, tell),
+        build.surroundings(cache, folder, [CPU]),
+    )
     running = asyncio.create_task(agent.run())
     try:
         await manager.greet()

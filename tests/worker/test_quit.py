@@ -1,6 +1,7 @@
 """A replica that is no longer wanted before it has begun must end by itself, and not wait to be killed."""
 
 import asyncio
+import os
 import socket
 import struct
 from pathlib import Path
@@ -33,7 +34,7 @@ async def _where_it_is() -> Path | None:
 
 async def _stopped_at_once(log_dir: Path) -> None:
     ended = asyncio.Event()
-    servers = Servers(log_dir, "test", lambda *_: None, lambda *_: ended.set())
+    servers = Servers(log_dir, "test", lambda *_: None, lambda *_: ended.set(), lambda _: os.environ)
     try:
         servers.start("test.1", CONTEXT, CPU, _where_it_is)
         servers.stop("test.1", kill=False)

@@ -30,6 +30,7 @@ _VERBS = [  # for the list; a verb's own help is its docstring
     (_POOL, "jobs", "cli.jobs:jobs", "List the pool's jobs."),
     (_POOL, "attach", "cli.jobs:attach", "Follow a job of the pool."),
     (_POOL, "cancel", "cli.jobs:cancel", "End a job of the pool."),
+    (_POOL, "workers", "cli.workers:workers", "List the pool's workers."),
     (_POOL, "contexts", "cli.contexts:contexts", "List what the pool holds, and where."),
     (_POOL, "pin", "cli.contexts:pin", "Keep a model loaded in the pool."),
     (_POOL, "evict", "cli.contexts:evict", "Let the pool drop a context that no job needs."),

@@ -30,7 +30,12 @@ def up(
     keep_alive: Annotated[
         str | None, Parameter(help="How long an idle context stays live: 90s, 10m (as by default), -1 for ever.")
     ] = None,
-    cache_dir: Annotated[Path | None, Parameter(help="Where workers keep copies of model files.")] = None,
+    cache: Annotated[
+        Path | None,
+        Parameter(
+            help="Where this machine's workers keep copies of model files; unset: PILOTLIGHT_CACHE, else its scratch."
+        ),
+    ] = None,
     cache_size: Annotated[
         str | None, Parameter(help="How much they may take: 50GB; unset: what the disk allows.")
     ] = None,
@@ -61,7 +66,7 @@ def up(
         workers=workers,
         shapes=tuple(worker_shape(text) for text in worker),
         keep_alive_s=None if keep_alive is None else duration_s(keep_alive, "--keep-alive", endless=True),
-        cache_dir=None if cache_dir is None else os.path.abspath(cache_dir.expanduser()),
+        cache_dir=None if cache is None else os.path.abspath(cache.expanduser()),
         cache_bytes=None if cache_size is None else size_bytes(cache_size, "--cache-size"),
         listen=listen,
         advertise=advertise,

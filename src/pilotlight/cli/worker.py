@@ -24,6 +24,10 @@ def worker(
         str | None,
         Parameter(help="What it is called, unlike any other; unset: the host and a few letters."),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        Parameter(help="Where this machine keeps copies of model files; unset: PILOTLIGHT_CACHE, else its scratch."),
+    ] = None,
 ) -> int:
     """Work for a pool on another machine, with all the GPUs that this process may see (else its CPUs).
 
@@ -36,7 +40,8 @@ def worker(
         raise ConfigError(f"{name} is what pools call workers of their own: give another --name")
     from pilotlight.worker.__main__ import dial_in
 
-    dial_in(path_of(pool, "worker") if pool.is_dir() else pool, name or _default_name())
+    file = path_of(pool, "worker") if pool.is_dir() else pool
+    dial_in(file, name or _default_name(), "" if cache is None else str(cache))
     return 0
 
 

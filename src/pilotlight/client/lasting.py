@@ -25,7 +25,7 @@ from pilotlight.client.places import answers, elsewhere, file_of, folder_of
 from pilotlight.client.session import Session
 from pilotlight.core.errors import ConfigError, JobCancelled, LinkClosed, PilotlightError
 from pilotlight.gate.invitation import Invitation
-from pilotlight.messages import Ask, ContextsAnswer, Hello, JobsAnswer, Shutdown
+from pilotlight.messages import Hello, Shutdown
 from pilotlight.poolfile import (
     ENDED,
     command,
@@ -69,7 +69,7 @@ class Wishes:
             ("--workers", self.workers, spec.workers),
             ("--worker", list(self.shapes) or None, spec.shapes),
             ("--keep-alive", self.keep_alive_s, spec.keep_alive_s),
-            ("--cache-dir", self.cache_dir, spec.cache_dir),
+            ("--cache", self.cache_dir, spec.cache_dir),
             ("--cache-size", self.cache_bytes, spec.cache_bytes),
             ("--listen", self.listen, spec.listen),
             ("--advertise", list(self.advertise) or None, spec.advertise),
@@ -289,16 +289,13 @@ def _asked_to_end(place: Place, workers: int | None) -> Down | None:
     except (PilotlightError, OSError):
         return None
     try:
-        jobs = session.ask(lambda ticket: Ask(ticket=ticket, what="jobs"), TALK_S_MAX)
-        contexts = session.ask(lambda ticket: Ask(ticket=ticket, what="contexts"), TALK_S_MAX)
+        jobs, contexts = session.jobs(TALK_S_MAX), session.contexts(TALK_S_MAX)
     except PilotlightError:
         session.close(grace_s=0.0, error=JobCancelled("the pool ends"))
         return None
     session.close(Shutdown(), grace_s=TALK_S_MAX, error=JobCancelled("the pool ends"))
-    assert isinstance(jobs, JobsAnswer)
-    assert isinstance(contexts, ContextsAnswer)
-    running = [view for view in jobs.jobs if is_running(view)]
-    return Down(jobs=running, contexts=contexts.contexts, workers=workers)
+    running = [view for view in jobs if is_running(view)]
+    return Down(jobs=running, contexts=contexts, workers=workers)
 
 
 def is_running(view: JobView) -> bool:

@@ -32,9 +32,9 @@ from pilotlight.client.rows import chat_line, pickle_line, prompt_line
 from pilotlight.client.sampling import SamplingParams
 from pilotlight.client.session import Session, Watcher
 from pilotlight.core.errors import ConfigError, JobCancelled, LinkClosed
-from pilotlight.messages import Ask, Cancel, ContextsAnswer, Done, Evict, Hello, JobsAnswer, Pin, Shutdown
+from pilotlight.messages import Cancel, Done, Evict, Hello, Pin, Shutdown
 from pilotlight.poolfile import DEFAULT_NAME
-from pilotlight.views import ContextView, JobView
+from pilotlight.views import ContextView, JobView, WorkerView
 from pilotlight.wire import (
     JobRequest,
     Operation,
@@ -373,23 +373,24 @@ class Pool:
 
     def jobs(self) -> list[JobView]:
         """The jobs that run in this pool and those that ended lately, oldest first."""
-        answer = self._opened().ask(lambda ticket: Ask(ticket=ticket, what="jobs"))
-        assert isinstance(answer, JobsAnswer)
-        return answer.jobs
+        return self._opened().jobs()
+
+    def workers(self) -> list[WorkerView]:
+        """The workers that are here, and what each said of its cache and its environment."""
+        return self._opened().workers()
 
     # --- contexts
 
     def contexts(self) -> list[ContextView]:
         """The contexts that this pool knows and where each is, most recently used first."""
-        answer = self._opened().ask(lambda ticket: Ask(ticket=ticket, what="contexts"))
-        assert isinstance(answer, ContextsAnswer)
-        return answer.contexts
+        return self._opened().contexts()
 
     def pin(self, context: LLM | Context[Any]) -> str:
         """Keep a context live wherever there is room, loading it if need be, until `unpin`. Returns what was done, in a
         sentence."""
         if isinstance(context, Context):
             warn_if_unstable(context)
+            self._opened().check_code(context.wire)
         return self._done(lambda ticket: Pin(ticket=ticket, context=context.wire))
 
     def unpin(self, context: LLM | Context[Any]) -> str:

@@ -7,6 +7,7 @@ A session lives as long as its connection; `Pool` makes a new one where it conne
 from __future__ import annotations
 
 import itertools
+import platform
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,9 +19,10 @@ import msgspec
 from pilotlight.client.connection import GREETING_S_MAX, Link, Place
 from pilotlight.client.jobs import Job
 from pilotlight.client.launch import named_error
-from pilotlight.core.errors import LinkClosed, PilotlightError
+from pilotlight.core.errors import ConfigError, LinkClosed, PilotlightError
 from pilotlight.messages import (
     Accepted,
+    Ask,
     Attach,
     ClientMessage,
     ClientReply,
@@ -35,8 +37,10 @@ from pilotlight.messages import (
     RowsOut,
     Snapshot,
     Submit,
+    WorkersAnswer,
 )
-from pilotlight.wire import JobRequest
+from pilotlight.views import ContextView, JobView, WorkerView
+from pilotlight.wire import Context, JobRequest
 
 ANSWER_S_MAX = 60.0
 """A manager answers questions at once; pinning a model may first have to find it."""
@@ -46,7 +50,7 @@ _OF_FILES = {"input", "output", "model_not_found"}
 
 Watcher = Callable[[Snapshot | Notice], None]
 Start = Callable[[], None]
-Answer = Done | JobsAnswer | ContextsAnswer
+Answer = Done | JobsAnswer | ContextsAnswer | WorkersAnswer
 
 
 class Session:
@@ -92,9 +96,21 @@ class Session:
     # --- jobs
 
     def submit(self, job: Job[Any], request: JobRequest, start: Start, *, detached: bool = False) -> None:
-        """Hand a job in; `start` is called once it is accepted. Raises `LinkClosed`, and what `close` was given."""
+        """Hand a job in; `start` is called once it is accepted. Raises `LinkClosed`, what `close` was given, and as
+        `check_code` does."""
+        self.check_code(request.context, request.operation.function)
         ticket = self._enter(job, start)
         self._link.send(Submit(ticket=ticket, request=request, detached=detached))
+
+    def check_code(self, context: Context, function: bytes | None = None) -> None:
+        """Raise `ConfigError` where functions would travel to a pool of another Python, which can't run their code."""
+        theirs = self.greeting.python if self.greeting is not None else ""
+        ours = platform.python_version()
+        if theirs and (context.load is not None or function is not None) and _minor(theirs) != _minor(ours):
+            raise ConfigError(
+                f"functions travel as code of this Python {ours}, and the pool runs Python {theirs}: "
+                f"use Python {_minor(theirs)} here, or start a pool with Python {_minor(ours)}"
+            )
 
     def attach(self, job: Job[Any], named: str) -> None:
         """Follow a job of somebody, by its id or output. Raises `LinkClosed`."""
@@ -126,6 +142,24 @@ class Session:
             if self._taken(ticket) is None:
                 return future.result()  # its answer came just now
             raise PilotlightError(f"the pool's manager gave no answer in {timeout_s:.0f} s") from None
+
+    def jobs(self, timeout_s: float = ANSWER_S_MAX) -> list[JobView]:
+        """The jobs that run and those that ended lately, oldest first. Raises as `ask` does."""
+        answer = self.ask(lambda ticket: Ask(ticket=ticket, what="jobs"), timeout_s)
+        assert isinstance(answer, JobsAnswer)
+        return answer.jobs
+
+    def contexts(self, timeout_s: float = ANSWER_S_MAX) -> list[ContextView]:
+        """The contexts that the pool knows, most recently used first. Raises as `ask` does."""
+        answer = self.ask(lambda ticket: Ask(ticket=ticket, what="contexts"), timeout_s)
+        assert isinstance(answer, ContextsAnswer)
+        return answer.contexts
+
+    def workers(self, timeout_s: float = ANSWER_S_MAX) -> list[WorkerView]:
+        """The workers that are here, and what each said of itself. Raises as `ask` does."""
+        answer = self.ask(lambda ticket: Ask(ticket=ticket, what="workers"), timeout_s)
+        assert isinstance(answer, WorkersAnswer)
+        return answer.workers
 
     def _check(self) -> None:
         """With the lock held: nothing can be begun on a session that is over."""
@@ -164,7 +198,7 @@ class Session:
                 self._accepted(message)
             case Refused():
                 self._refused(message)
-            case Done() | JobsAnswer() | ContextsAnswer():
+            case Done() | JobsAnswer() | ContextsAnswer() | WorkersAnswer():
                 if future := self._taken(message.ticket):
                     future.set_result(message)
             case JobEnded():
@@ -232,3 +266,7 @@ class Session:
             job.on_failed(error)
         while self._asked:
             self._asked.popitem()[1].set_exception(error)
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])

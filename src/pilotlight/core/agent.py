@@ -7,6 +7,7 @@ started when asked. It knows rows by index; the loop around it keeps their bytes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pilotlight.core import events as ev
@@ -74,6 +75,16 @@ class Agent:
     def started(self) -> int:
         """Rows that replicas have begun."""
         return sum(replica.started for replica in self.replicas.values())
+
+    @property
+    def due_s(self) -> float:
+        """When a tick has something to do if nothing happens before; inf: never. Ticks before then change nothing."""
+        ends = (self.drain_until_s, self.orphaned_until_s)
+        return min(self.residences.due_s, *(math.inf if until_s is None else until_s for until_s in ends))
+
+    def listened(self, now: float) -> None:
+        """Nothing happened up to `now`, and somebody listened: it did not sleep, though no tick came."""
+        self._now = max(self._now, now)
 
     def handle(self, event: ev.AgentEvent, now: float) -> list[AgentDecision]:
         """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""

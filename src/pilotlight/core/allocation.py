@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from pilotlight.core.decisions import GrantRows, ManagerDecision, ReadRows, RevokeRows, SendWants
-from pilotlight.core.model import DeviceId, Job, JobId, Lease, Part, VariantId, Worker, WorkerId
+from pilotlight.core.model import Count, DeviceId, Job, JobId, Lease, Part, VariantId, Worker, WorkerId
 from pilotlight.core.planning import Pace, Planner, Plans
 from pilotlight.core.policy import sharing, sizing
 from pilotlight.core.policy.fit import largest_bytes
@@ -189,9 +189,9 @@ class Allocation:
     def _share_out(self, worker: Worker, variant_id: VariantId, hungry: list[Job], rows: int, target: int) -> None:
         """Grant rows to a worker that should hold `target`, divided among jobs that have some."""
         if not worker.outstanding.get(variant_id):  # it was idle: its rate is measured from now
-            worker.rate_since_s[variant_id], worker.rate_rows[variant_id] = self._now, 0
+            worker.counts[variant_id] = Count(self._now)
         clock = self._clocks.get(variant_id, 0.0)
-        self._clocks[variant_id] = max(clock, min(job.virtual_time for job in hungry))
+        self._clocks[variant_id] = max(clock, min([job.virtual_time for job in hungry]))
         most: dict[JobId, int] = {}
         if len(hungry) > 1:
             appetite = max(job.appetite for job in hungry)
@@ -300,8 +300,7 @@ class Allocation:
 
     def _grant(self, worker: Worker, lease: Lease, why: str, avoid: tuple[DeviceId, ...] = ()) -> None:
         spans = tuple(lease.open.spans())
-        grant = GrantRows(worker.worker_id, lease.lease_id, lease.job_id, spans, lease.isolated, why, avoid)
-        self._out.append(grant)
+        self._out.append(GrantRows(worker.worker_id, lease.lease_id, lease.job_id, spans, lease.isolated, why, avoid))
 
     def revoke(self, lease: Lease, rows: int | None, why: str = "its job drains") -> None:
         """Ask for unstarted rows of a lease back, unless that was asked already."""
@@ -310,11 +309,14 @@ class Allocation:
             self._out.append(RevokeRows(lease.worker_id, lease.lease_id, rows, why))
 
     def read(self, job: Job) -> None:
-        """Read on where the rows at hand would not fill all leases anew."""
-        job.appetite = self._state.census.of(job.variant_id).appetite
+        """Read on where the rows at hand would not fill all leases anew; and while devices stand by, as much again as
+        was read: they are asked to load where the work that is known outlasts that."""
+        totals = self._state.census.of(job.variant_id)
+        job.appetite = totals.appetite
         if job.state is not JobState.RUNNING or job.exhausted or job.reading:
             return
-        rows = sizing.read_rows(len(job.pending), job.appetite)
+        ahead = job.read_upto if totals.wanting < self._state.census.devices else 0
+        rows = sizing.read_rows(len(job.pending), job.appetite, ahead)
         if rows:
             job.reading = True
             self._out.append(ReadRows(job.job_id, rows))

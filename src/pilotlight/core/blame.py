@@ -149,14 +149,18 @@ class Blame:
 
     def held_nowhere(self, variant_id: VariantId) -> str:
         """Why no device can hold a variant; empty while one may, or a worker that is expected may bring one."""
-        if not any(refused == variant_id for refused, _ in self._state.refusals):
+        # who has no workers of its own waits for others that may dial in and lack nothing
+        lacking = fit.lacking(self._state, variant_id) if self._workers_expected else []
+        if not lacking and not any(refused == variant_id for refused, _ in self._state.refusals):
             return ""
         if not placement.failed_everywhere(self._state, variant_id) or self._held_elsewhere(variant_id):
             return ""
         joined = [worker.joined_at_s for worker in self._state.workers.values()]
         if len(joined) < self._workers_expected and self._now - max(joined) < PATIENCE_S:
             return ""
-        why = placement.explain_no_fit(self._state, variant_id) or self._refusals(variant_id)
+        why = placement.explain_no_fit(self._state, variant_id) or "; ".join(
+            part for part in (self._refusals(variant_id), *lacking) if part
+        )
         return f"{self._state.name_of(variant_id)} can't be held by any worker: {why}"
 
     def _held_elsewhere(self, variant_id: VariantId) -> bool:

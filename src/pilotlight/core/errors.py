@@ -38,6 +38,12 @@ class MissingExtra(ConfigError):
     kind = "missing_extra"
 
 
+class NotWanted(ConfigError):
+    """A worker is of no use to the pool that it dialled; the text says why, and the remedy."""
+
+    kind = "not_wanted"
+
+
 class ModelNotFound(ConfigError):
     """The model's folder or hub id can't be read; the text has the command that would fetch it."""
 

@@ -47,7 +47,7 @@ class WorkerJoined:
     """A worker's connection opened. Whatever was believed of a worker of that name before is void.
 
     variants: those of its inventory and copies. memory_bytes: of its host, for parked copies. serves_files: workers on
-    other hosts can fetch from it what it has staged.
+    other hosts can fetch from it what it has staged. about: sentences for people on its cache and its environment.
     """
 
     worker_id: WorkerId
@@ -59,6 +59,7 @@ class WorkerJoined:
     variants: tuple[Variant, ...] = ()
     memory_bytes: int = 0
     serves_files: bool = False
+    about: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,17 @@ class Files:
             if copy.state == "making" and self._now >= copy.until_s:
                 self.failed(variant_id, level, f"it was not there after {LOAD_S_MAX:.0f} s")
 
+    @property
+    def due_s(self) -> float:
+        """When a copy takes too long, or is to be asked for again; inf: none is waited for."""
+        due_s = math.inf
+        for copy in self.copies.values():
+            if copy.state == "making":
+                due_s = min(due_s, copy.until_s)
+            elif copy.state == "asking":
+                due_s = min(due_s, copy.until_s, copy.alone_s)
+        return due_s
+
     def check(self) -> None:
         """Assert that no copy takes for ever, and none is what it can't be."""
         for (variant_id, level), copy in self.copies.items():

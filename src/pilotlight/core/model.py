@@ -28,13 +28,19 @@ four times a second. What others said meanwhile was not heard, so no deadline of
 class Device:
     """A GPU, a slice of one, or the CPUs of a worker. Devices of one `kind` are interchangeable.
 
-    is_host: its memory is the worker's own, where parked copies are too.
+    is_host: its memory is the worker's own, where parked copies are too. lacks: runtimes that can't run here whatever
+    its kind, and why.
     """
 
     device_id: DeviceId
     kind: str
     memory_bytes: int
     is_host: bool = False
+    lacks: tuple[tuple[str, str], ...] = ()
+
+    def why_not(self, variant: Variant) -> str:
+        """Why the runtime of a variant can't run here; empty where nothing speaks against it."""
+        return next((why for runtime, why in self.lacks if runtime == variant.runtime), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +48,14 @@ class Variant:
     """A context as one runtime holds it.
 
     memory_bytes: a hint of what a live replica needs. has_files: it is built from files that can be staged and parked.
+    runtime: by name; empty: any.
     """
 
     variant_id: VariantId
     name: str
     memory_bytes: int = 0
     has_files: bool = False
+    runtime: str = ""
 
 
 @dataclass(slots=True)
@@ -128,6 +136,14 @@ class Part(NamedTuple):
 
 
 @dataclass(slots=True)
+class Count:
+    """Rows of a variant that a worker answered since a moment; its rate is measured from them."""
+
+    since_s: float
+    rows: int = 0
+
+
+@dataclass(slots=True)
 class Worker:
     """A worker that has joined. `rate` is rows per second by variant, smoothed; `outstanding` counts leased rows."""
 
@@ -148,8 +164,7 @@ class Worker:
     outstanding: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
     started: int = 0
     rate: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
-    rate_rows: dict[VariantId, int] = field(default_factory=dict[VariantId, int])
-    rate_since_s: dict[VariantId, float] = field(default_factory=dict[VariantId, float])
+    counts: dict[VariantId, Count] = field(default_factory=dict[VariantId, Count])
     rows_done: int = 0
     parts: dict[VariantId, Part] = field(default_factory=dict[VariantId, Part])
     """What it added to the census when that last looked at it, at `looked_at_s`."""

@@ -2,12 +2,14 @@
 
 A plan over all devices (`policy/placement`) costs time in proportion to them. In a large pool it is made when demand
 changes, and from time to time while several variants contend for devices. What only concerns one worker (it came, its
-replica died, its rest is over) is planned for that worker alone. Where one variant is all that is needed, the others
-are looked at a few at a time, in turn: what they hold may be too old to keep, or a load may pay by now.
+replica died, its rest is over) is planned for that worker alone. Where one variant is all that is needed, workers that
+hold it and nothing else are left as they are, and the others are looked at a few at a time, in turn: what they hold may
+be too old to keep, or a load may pay by now. So they are where nothing is needed any more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import ceil
@@ -61,8 +63,10 @@ class Planner:
     def changed(self, now: float, *, anew: bool = False) -> Plans:
         """Demand changed: plan all devices, now or soon. anew: by more than which variants are needed."""
         needed = self._needed()
-        if self.few or anew or len(needed) != 1 or needed != self._planned_for:
+        if self.few or anew or len(needed) > 1 or (needed and needed != self._planned_for):
             self._due = True
+        if not needed:
+            self._planned_for = []
         return self._all(now) if self.few or (self._due and now >= self._soon_s()) else []
 
     def touched(self, now: float, worker: Worker) -> Plans:
@@ -106,7 +110,15 @@ class Planner:
         self._planned_s = now
         self._planned_for = self._needed()
         self._due = False
-        return placement.plan(self._state, now, self._keep_alive_s)
+        if self.few or len(self._planned_for) > 1:
+            return placement.plan(self._state, now, self._keep_alive_s)
+        return self._unsettled(now, self._state.workers.values())
+
+    def _unsettled(self, now: float, workers: Iterable[Worker]) -> Plans:
+        """Plans for those of some workers that hold anything but what is needed."""
+        needed = tuple(self._needed())
+        some = [worker for worker in workers if not _is_settled(worker, needed)]
+        return placement.plan(self._state, now, self._keep_alive_s, some) if some else []
 
     def _soon_s(self) -> float:
         return self._planned_s + self._state.census.devices * self._pace.changed_s_per_device
@@ -135,10 +147,8 @@ class Planner:
         size = min(max(usual, self._turn_size), self._pace.turn_max, len(self._turn))
         names = self._turn[-size:]
         del self._turn[-size:]
-        needed = tuple(self._needed())
-        workers = (self._state.workers.get(name) for name in reversed(names))
-        some = [worker for worker in workers if worker is not None and not _is_settled(worker, needed)]
-        plans = placement.plan(self._state, now, self._keep_alive_s, some) if some else []
+        workers = self._state.workers
+        plans = self._unsettled(now, [workers[name] for name in reversed(names) if name in workers])
         changed = any(_differs(worker, plan) for worker, plan in plans)
         self._turn_size = min(2 * size, self._pace.turn_max) if changed else max(1, size // 2)
         return plans

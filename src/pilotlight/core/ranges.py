@@ -66,6 +66,11 @@ class IndexSet:
         """Add start <= i < stop; returns how many were new."""
         if start >= stop:
             return 0
+        if not self._stops or start > self._stops[-1]:
+            self._starts.append(start)
+            self._stops.append(stop)
+            self._count += stop - start
+            return stop - start
         left = bisect_left(self._stops, start)
         right = bisect_right(self._starts, stop)
         if left == right:
@@ -168,7 +173,7 @@ class IndexSet:
             start, stop = self._starts[at], self._stops[at]
             if stop - start > count:
                 start, stop = (stop - count, stop) if last else (start, start + count)
-            self.remove(start, stop)
+            self._remove_end(at, start, stop)
             taken.append((start, stop))
             count -= stop - start
         return taken[::-1] if last else taken
@@ -176,4 +181,7 @@ class IndexSet:
 
 def span_count(spans: Iterable[Span]) -> int:
     """Number of indices in disjoint spans."""
-    return sum(stop - start for start, stop in spans)
+    count = 0
+    for start, stop in spans:
+        count += stop - start
+    return count

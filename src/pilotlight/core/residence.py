@@ -79,6 +79,13 @@ class Held:
         """When it counts as hanging: the most patient of its rows decides, because a hang blames all."""
         return self.progress_at_s + max(self.timeout_s.values(), default=math.inf) if self.rows else math.inf
 
+    @property
+    def due_s(self) -> float:
+        """When it is to be ended if nothing is heard of it; inf: never."""
+        loads_s = self.load_until_s if self.state is ReplicaState.STARTING else math.inf
+        ends_s = math.inf if self.kill_at_s is None else self.kill_at_s
+        return min(loads_s, ends_s, math.inf if self.killed_because else self.hangs_at_s)
+
 
 @dataclass(slots=True)
 class Slot:
@@ -89,6 +96,7 @@ class Slot:
     refused: set[VariantId] = field(default_factory=set[VariantId])
     deaths: int = 0
     restart_at_s: float = 0.0
+    """Nothing is started before; 0 once that is over."""
 
 
 class Residences:
@@ -138,6 +146,8 @@ class Residences:
             for replica in here.values():
                 if not replica.rows and not self.wanted_live(replica):
                     self._send_off(replica)
+            if self._now >= slot.restart_at_s:
+                slot.restart_at_s = 0.0
             for variant in slot.wants:
                 self._bring_up(slot, variant, here)
         for variant in self.park_wants:
@@ -157,7 +167,7 @@ class Residences:
             if known.state is ReplicaState.ASLEEP and not known.changing and self._has_room(slot, variant, here):
                 self._wake(known)
             return
-        if variant.variant_id in slot.refused or self._now < slot.restart_at_s:
+        if variant.variant_id in slot.refused or slot.restart_at_s:
             return
         if not self._has_room(slot, variant, here) or not self._copy(variant, Level.STAGED):
             return
@@ -308,6 +318,17 @@ class Residences:
             elif replica.kill_at_s is not None and self._now >= replica.kill_at_s:
                 self.kill(replica, "it hung while falling asleep or waking" if replica.changing else "")
         self.files.tick()
+
+    @property
+    def due_s(self) -> float:
+        """When a tick has something to do if nothing happens before; inf: never."""
+        due_s = self.files.due_s
+        for replica in self.replicas.values():
+            due_s = min(due_s, replica.due_s)
+        for slot in self.slots.values():
+            if slot.restart_at_s:
+                due_s = min(due_s, slot.restart_at_s)
+        return due_s
 
     # --- copies of files
 

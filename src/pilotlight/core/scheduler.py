@@ -20,7 +20,18 @@ from pilotlight.core.decisions import (
     Note,
 )
 from pilotlight.core.fetches import Fetches
-from pilotlight.core.model import SLEPT_S, Copy, DeviceBelief, Job, Lease, Replica, Worker, WorkerId
+from pilotlight.core.model import (
+    SLEPT_S,
+    Copy,
+    Count,
+    DeviceBelief,
+    Job,
+    Lease,
+    Replica,
+    VariantId,
+    Worker,
+    WorkerId,
+)
 from pilotlight.core.policy import retry, sharing
 from pilotlight.core.ranges import span_count
 from pilotlight.core.recovery import job_from, worker_from
@@ -40,6 +51,10 @@ from pilotlight.core.transitions import (
 
 FORGET_S = 3600.0
 """For how long at least something is known of a variant that nobody uses."""
+RATE_S = 0.2
+"""A worker's rate is measured over at least so long."""
+SAME_RATE = 1 / 32
+"""A rate that moved by no more than this part of it is the same: totals need not be told."""
 _FROM = {"parked": "from memory", "staged": "from the disk's cache", "asleep": "waking it"}
 
 
@@ -57,6 +72,10 @@ class Scheduler:
         self._forget_at_s = FORGET_S
         self._silent_at_s: list[tuple[float, WorkerId]] = []
         """When each worker, if it is not heard of until then, is to be looked at; a heap."""
+
+    def listened(self, now: float) -> None:
+        """Nothing happened up to `now`, and somebody listened: it did not sleep, though no tick came."""
+        self._now = max(self._now, now)
 
     def handle(self, event: ev.ManagerEvent, now: float) -> list[ManagerDecision]:  # noqa: C901, PLR0912 - one line per event
         """Take in what happened at `now` (seconds, never decreasing) and say what to do about it."""
@@ -127,31 +146,39 @@ class Scheduler:
             self._allocation.top_up(worker)
 
     def _credit(self, worker: Worker, belief: DeviceBelief, job: Job | None, rows: int) -> None:
-        rested = belief.quarantined_until_s is not None
-        retry.absolve(belief, job.variant_id if job is not None else None)
-        if rested:
-            self.state.census.look(worker, self._now)
-        if job is not None:
-            self.state.proved.add(job.variant_id)
-            self.state.proved_on.setdefault(job.variant_id, set()).add(belief.device.kind)
         worker.deadline_s = self._now + self.options.silence_s
         worker.rows_done += rows
+        rested = belief.quarantined_until_s is not None
+        retry.absolve(belief)
+        if rested:
+            self.state.census.look(worker, self._now)
         if job is None:
             return
         variant_id = job.variant_id
-        if variant_id in belief.replicas:
-            belief.replicas[variant_id].rows_done += rows
+        if variant_id not in belief.worked_on:
+            belief.worked_on.add(variant_id)
+            self.state.proved.add(variant_id)
+            self.state.proved_on.setdefault(variant_id, set()).add(belief.device.kind)
+        replica = belief.replicas.get(variant_id)
+        if replica is not None:
+            replica.rows_done += rows
         self.state.used_at_s[variant_id] = self._now
-        seen = worker.rate_rows.get(variant_id, 0) + rows
-        since_s = self._now - worker.rate_since_s.setdefault(variant_id, self._now)
-        if since_s >= 0.2:
-            old = worker.rate.get(variant_id)
-            fresh = seen / since_s
-            worker.rate[variant_id] = fresh if old is None else (old + fresh) / 2
-            worker.rate_since_s[variant_id] = self._now
+        count = worker.counts.get(variant_id)
+        if count is None:
+            count = worker.counts[variant_id] = Count(self._now)
+        count.rows += rows
+        since_s = self._now - count.since_s
+        if since_s >= RATE_S:
+            self._rated(worker, variant_id, count.rows / since_s)
+            count.since_s, count.rows = self._now, 0
+
+    def _rated(self, worker: Worker, variant_id: VariantId, fresh: float) -> None:
+        """A worker's rate was measured, in rows per second: believe half of it, where that tells anything new."""
+        old = worker.rate.get(variant_id)
+        rate = fresh if old is None else (old + fresh) / 2
+        if old is None or abs(rate - old) > SAME_RATE * old:
+            worker.rate[variant_id] = rate
             self.state.census.look_at_rate(worker, variant_id)
-            seen = 0
-        worker.rate_rows[variant_id] = seen
 
     def _rows_returned(self, event: ev.RowsReturned) -> None:
         lease = self.state.leases.get(event.lease_id)
@@ -343,7 +370,7 @@ class Scheduler:
                 assert not self.state.jobs_of(variant_id), f"{variant_id} is in use"
                 self.state.pinned.discard(variant_id)
                 self.state.evicted.add(variant_id)
-        self._allocation.place()
+        self._allocation.place(anew=isinstance(event, ev.VariantEvicted))
 
     def _replica_stopped(self, event: ev.ReplicaStopped) -> None:
         worker = self.state.workers.get(event.worker_id)
@@ -438,7 +465,7 @@ class Scheduler:
     def _tick(self) -> None:
         self._fetches.tick()
         self._drop_silent()
-        if self.state.refusals:
+        if self.state.refusals or self.state.lacking:
             self._end_hopeless()
         self._allocation.keep_up()
         self._allocation.top_up_all()

@@ -44,6 +44,8 @@ class State:
     """Variants that someone asked to leave; until a job or a pin needs them again."""
     troubled: dict[WorkerId, None] = field(default_factory=dict[WorkerId, None])
     """Workers that remember a load that failed or replicas that died in vain, and perhaps others."""
+    lacking: dict[WorkerId, None] = field(default_factory=dict[WorkerId, None])
+    """Workers with devices where some runtime can't run."""
     census: Census = field(default_factory=Census)
     epoch: int = 1
     leases_made: int = 0
@@ -56,6 +58,8 @@ class State:
     def add_worker(self, worker: Worker, now: float) -> None:
         """A worker is there."""
         self.workers[worker.worker_id] = worker
+        if any(belief.device.lacks for belief in worker.devices.values()):
+            self.lacking[worker.worker_id] = None
         self.census.look(worker, now)
 
     def drop_worker(self, worker: Worker, now: float) -> None:
@@ -64,6 +68,7 @@ class State:
         self.census.look(worker, now)
         del self.workers[worker.worker_id]
         self.troubled.pop(worker.worker_id, None)
+        self.lacking.pop(worker.worker_id, None)
 
     # --- leases
 
@@ -248,7 +253,7 @@ class State:
             for key in [key for key in self.load_s if key[0] == variant_id]:
                 del self.load_s[key]
             for worker in self.workers.values():
-                for table in (worker.rate, worker.rate_rows, worker.rate_since_s):
+                for table in (worker.rate, worker.counts):
                     table.pop(variant_id, None)
                 for belief in worker.devices.values():
                     belief.worked_on.discard(variant_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from pilotlight.messages import (
     RowsIn,
     Shutdown,
     Submit,
+    WorkersAnswer,
 )
 from pilotlight.poolfile import mark_ended, socket_path
 from pilotlight.wire import VERSION, PoolSpec
@@ -141,6 +143,8 @@ class Clients:
                 self.submissions.cancel(connection, message)
             case Ask(ticket=ticket, what="jobs"):
                 connection.send(JobsAnswer(ticket=ticket, jobs=self.submissions.views()))
+            case Ask(ticket=ticket, what="workers"):
+                connection.send(WorkersAnswer(ticket=ticket, workers=views.workers(self._manager)))
             case Ask(ticket=ticket):
                 connection.send(ContextsAnswer(ticket=ticket, contexts=views.contexts(self._manager)))
             case Pin():
@@ -167,6 +171,7 @@ class Clients:
             pool=self._spec.name,
             lasting=self._spec.lasting,
             release=__version__,
+            python=platform.python_version(),
         )
         client.connection.send(greeting)  # also to another version, so that it can say what is wrong
         if hello.version != VERSION:

@@ -30,6 +30,8 @@ from pilotlight.views import JobView
 from pilotlight.wire import VERSION, Context, JobRequest
 
 HISTORY_MAX = 100
+OLDEST = 2
+"""The first version whose jobs can be taken up: later ones only added fields, which have defaults."""
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,7 +114,7 @@ class PoolJournal:
         self._guarded(lambda: (self._pool / "jobs").mkdir(mode=0o700, exist_ok=True))
         for path in sorted((self._pool / "jobs").glob("*.json")):
             record = self._decoded(path, JobRecord)
-            if record is not None and record.version == VERSION and path.stem == record.job:
+            if record is not None and OLDEST <= record.version <= VERSION and path.stem == record.job:
                 self.jobs[record.job] = record
             elif record is not None:
                 self._pass_over(path, f"it is of version {record.version} and names {record.job}")

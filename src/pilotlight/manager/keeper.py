@@ -79,6 +79,10 @@ class Keeper:
         self._tell()
         return alive
 
+    def has(self, name: str) -> bool:
+        """Whether a pilot of this pool runs the worker of that name."""
+        return any(life.name == name for life in self._lives.values())
+
     def joined(self, name: str, host: str) -> None:
         """A worker of this name reached the manager, from that machine."""
         for life in self._lives.values():

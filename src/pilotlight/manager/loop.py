@@ -27,6 +27,7 @@ from pilotlight.manager.early import EarlyRows
 from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, only, split
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.ledger import Ledger
+from pilotlight.manager.roll import Roll
 from pilotlight.messages import (
     Ack,
     Beat,
@@ -55,7 +56,7 @@ from pilotlight.messages import (
     WorkerMessage,
 )
 from pilotlight.ports import ManagerLink
-from pilotlight.wire import VERSION, Context, ResultChunk
+from pilotlight.wire import Context, ResultChunk
 
 TICK_S = 0.1
 SYNC_S = 0.5
@@ -96,8 +97,7 @@ class Manager:
         self._events: deque[ev.ManagerEvent] = deque()
         self._handling = False
         self._early = EarlyRows()
-        self._foreign: set[str] = set()
-        """Workers of another version: they are told to leave."""
+        self.roll = Roll()
         self._acks: dict[str, int] = {}
         self._ack_due = False
         self._ticker: asyncio.Task[None] | None = None
@@ -217,6 +217,7 @@ class Manager:
                 self._end(self.jobs[job_id], state, kind, message)
             case do.DropWorker(worker_id, reason):
                 self._link.drop(worker_id, reason)
+                self.roll.leave(worker_id)
                 self._keeper.give_up(worker_id)
                 self._forget_worker(worker_id)
             case do.Note():
@@ -372,7 +373,7 @@ class Manager:
     # --- workers
 
     def _worker_said(self, worker_id: str, message: WorkerMessage) -> None:
-        if worker_id in self._foreign and not isinstance(message, Join):
+        if self.roll.is_outside(worker_id) and not isinstance(message, Join):
             return
         match message:
             case Rows():
@@ -404,23 +405,22 @@ class Manager:
                 self._joined(message)
 
     def _joined(self, join: Join) -> None:
-        if join.version != VERSION:
-            if join.worker not in self._foreign:
-                self._foreign.add(join.worker)
-                text = f"{join.worker} speaks version {join.version}, not {VERSION}: it can't join, and is ended"
-                self.note("warning", text, join.worker)
-            self._link.send(join.worker, Drain(grace_s=0.0))
+        answer = self.roll.take(join, ours=self._keeper.has(join.worker))
+        for level, text in answer.notes:
+            self.note(level, text, join.worker)
+        if answer.no is not None:
+            self._link.send(join.worker, answer.no)
             self._keeper.give_up(join.worker)  # should it not understand
             return
-        self._foreign.discard(join.worker)
         self._forget_worker(join.worker)
         self._link.send(join.worker, Welcome(epoch=self.epoch))
         self._keeper.joined(join.worker, join.host)
         self.ledger.inventory(join.worker, join.residents)
         self.contexts = facts.contexts_in(join) | self.contexts
-        self.put(facts.joined(join, self.contexts))
+        self.put(facts.joined(join, self.contexts, answer.verdict))
 
     def _worker_gone(self, worker_id: str, reason: str) -> None:
+        self.roll.leave(worker_id)
         self._forget_worker(worker_id)
         self._keeper.left(worker_id)
         how = self._look_after_pilots(lost=worker_id)

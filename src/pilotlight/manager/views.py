@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+import msgspec
+
 from pilotlight.core.model import Copy, Worker
 from pilotlight.manager.jobs import JobFiles
 from pilotlight.manager.journal import JobRecord
@@ -137,6 +139,20 @@ def _copy(worker: Worker, level: str, copy: Copy, now: float) -> ResidenceView:
     )
 
 
+def workers(manager: Manager) -> list[WorkerView]:
+    """Every worker, with what it said of its cache and its environment."""
+    views: list[WorkerView] = []
+    for worker in manager.scheduler.state.workers.values():
+        view, said = _worker_view(manager, worker), manager.roll.said(worker.worker_id)
+        if said is not None:
+            join, verdict = said
+            view = msgspec.structs.replace(
+                view, cache=join.cache, environment=join.environment, troubles=verdict.sentences
+            )
+        views.append(view)
+    return views
+
+
 def _worker_view(manager: Manager, worker: Worker) -> WorkerView:
     replicas = [
         ReplicaView(
@@ -160,4 +176,5 @@ def _worker_view(manager: Manager, worker: Worker) -> WorkerView:
         rows_done=worker.rows_done,
         rows_leased=sum(worker.outstanding.values()),
         replicas=replicas,
+        devices=[belief.device.kind for belief in worker.devices.values()],
     )

@@ -47,6 +47,7 @@ class Baseline:
 
     def __init__(self, scenario: Scenario, *, batch: int = 0, keeps_files: bool = True) -> None:
         self.scenario = scenario
+        self.step_s = max(scenario.pace.step_s, scenario.pace.report_s)
         self.batch = batch
         self.keeps_files = keeps_files
         self.clock = Clock()
@@ -198,7 +199,7 @@ class _Device:
         assert self._unit is not None
         unit, work = self._unit, self._unit.work
         stop, seconds = unit.stop, 0.0
-        limit_s = float("inf") if self._world.batch else self._world.scenario.pace.step_s * self._kind.speed
+        limit_s = float("inf") if self._world.batch else self._world.step_s * self._kind.speed
         if not work.sigma:
             stop = (
                 min(unit.stop, unit.start + max(1, int(min(limit_s / work.row_s, unit.stop)))) if work.row_s else stop

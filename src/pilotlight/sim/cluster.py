@@ -67,10 +67,14 @@ class Cluster:
         """Those that the manager speaks on: a newer one takes an older one's place when the worker says who it is."""
         self._works: dict[str, Work] = {}
         self._made = 0
+        self._speed = 0.0
+        """Of all devices that are there."""
         self._todo: list[ev.ManagerEvent] = []
         self._handling = False
         self._backlog: list[Callable[[], None]] = []
         self._paused_until_s = 0.0
+        self._overslept = False
+        """The manager was paused, and has not taken in anything since."""
         self.rules = Rules(self) if checking else None
         self._around = Surroundings(
             self.clock,
@@ -82,6 +86,7 @@ class Cluster:
             self.up,
             self._left,
             self._coin,
+            self._left_s,
             checking,
         )
         self.clock.after(self.pace.tick_s, self._tick)
@@ -112,7 +117,7 @@ class Cluster:
         machine = self.machines[name] = Machine(name, kind, self.hosts[host], self._around)
         self.meter.count(self.clock.now, kind.name, 1)
         self.meter.joined += 1
-        self.clock.after(self.pace.tick_s, lambda: self._tick_machine(machine))
+        self._speed += kind.speed * kind.devices
         self._dial(machine)
         return name
 
@@ -153,6 +158,8 @@ class Cluster:
         """The manager's process stops for a while and wakes up late."""
         if not (self.manager_paused or self.spared):
             self._paused_until_s = self.clock.now + seconds
+            self.scheduler.listened(self.clock.now)
+            self._overslept = True
             self.clock.after(seconds, self._wake_manager)
 
     def crash_manager(self, down_s: float = 1.0, *, power: bool = False) -> None:
@@ -210,6 +217,9 @@ class Cluster:
             event = self._todo.pop(0)
             if self.meter.watch is not None:
                 self.meter.say(self.clock.now, repr(event))
+            if not self._overslept:
+                self.scheduler.listened(self.clock.now)
+            self._overslept = self._overslept and self.manager_paused
             decisions = self.scheduler.handle(event, self.clock.now)
             if self.rules is not None:
                 self.rules.decided(event, decisions)
@@ -444,6 +454,10 @@ class Cluster:
         machine = self.machines.get(worker)
         return machine.host.uplink if machine is not None else None
 
+    def _left_s(self, job_id: str) -> float:
+        output = self.outputs[job_id]
+        return (output.work.rows - len(output.done)) * output.work.row_s / max(self._speed, 1e-9)
+
     def _left(self, machine: Machine, reason: str) -> None:
         """A worker ends itself; what it had said before is read."""
         self._remove(machine)
@@ -455,8 +469,8 @@ class Cluster:
         machine.end()
         self.meter.count(self.clock.now, machine.kind.name, -1)
         self.meter.lost += 1
-        for other in self.machines.values():
-            other.source_ended(machine.host.uplink)
+        self._speed -= machine.kind.speed * machine.kind.devices
+        machine.host.uplink.fail()
 
     # --- time
 
@@ -464,8 +478,3 @@ class Cluster:
         if not self.manager_paused:
             self.to_manager(lambda: self.manager(ev.Tick()))
         self.clock.after(self.pace.tick_s, self._tick)
-
-    def _tick_machine(self, machine: Machine) -> None:
-        if not machine.gone:
-            machine.tick()
-            self.clock.after(self.pace.tick_s, lambda: self._tick_machine(machine))

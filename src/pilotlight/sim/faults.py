@@ -69,7 +69,7 @@ def heal(machine: Machine) -> None:
     """A machine is sound from now on."""
     machine.bad.clear()
     machine.unloadable.clear()
-    machine.failing_copies = False
+    machine.copies.fail = False
 
 
 def _at_manager(world: Cluster, fault: Fault) -> None:
@@ -121,7 +121,7 @@ def _at_worker(world: Cluster, fault: Fault, machine: Machine) -> None:
         case "unloadable device":
             machine.unloadable.add(device_id)
         case "failing copies":
-            machine.failing_copies = True
+            machine.copies.fail = True
         case "heal":
             heal(machine)
         case "repeat results":

@@ -26,7 +26,7 @@ def judge(world: Cluster, what: Plan) -> None:
         assert not agent.leases, f"{name} holds leases of ended jobs: {list(agent.leases)}"
         assert not agent.jobs, f"{name} remembers ended jobs: {list(agent.jobs)}"
         waits = [copy for copy in agent.residences.copies.values() if copy.state == "making"]
-        assert len(waits) <= machine.copying, f"{name} waits for copies that nobody makes"
+        assert len(waits) <= len(machine.copies), f"{name} waits for copies that nobody makes"
         on_its_way = machine.answered_s > world.clock.now - 2 * (what.pace.message_s + what.pace.jitter_s)
         assert on_its_way or not machine.unacked, (
             f"{name} keeps results that nobody acknowledged: {list(machine.unacked)}"

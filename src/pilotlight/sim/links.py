@@ -13,14 +13,17 @@ from pilotlight.sim.clock import Clock, Timer
 
 
 class Transfer:
-    """A read that is under way. `done` is called once, unless it is cancelled."""
+    """A read that is under way. One of `done` and `failed` is called once, unless it is cancelled."""
 
-    __slots__ = ("bytes", "done", "due")
+    __slots__ = ("bytes", "done", "due", "failed")
 
-    def __init__(self, size: float, due: float, done: Callable[[], None]) -> None:
+    def __init__(
+        self, size: float, due: float, done: Callable[[], None], failed: Callable[[], None] | None = None
+    ) -> None:
         self.bytes = size
         self.due = due
         self.done: Callable[[], None] | None = done
+        self.failed = failed
 
 
 class Shared:
@@ -38,6 +41,8 @@ class Shared:
         """Bytes that a reader who was there all the time would have."""
         self._at_s = clock.now
         self._readers: list[tuple[float, int, Transfer]] = []
+        self._open: dict[Transfer, None] = {}
+        """Reads that were asked for and are not over."""
         self._live = 0
         self._made = 0
         self._timer: Timer | None = None
@@ -51,9 +56,10 @@ class Shared:
         """How many read now."""
         return self._live
 
-    def read(self, size: float, done: Callable[[], None]) -> Transfer:
+    def read(self, size: float, done: Callable[[], None], failed: Callable[[], None] | None = None) -> Transfer:
         """Read so many bytes."""
-        transfer = Transfer(size, 0.0, done)
+        transfer = Transfer(size, 0.0, done, failed)
+        self._open[transfer] = None
         self._clock.after(self._latency_s, lambda: self._begin(transfer))
         return transfer
 
@@ -61,10 +67,18 @@ class Shared:
         """Stop a read; it frees its share."""
         if transfer.done is not None:
             transfer.done = None
+            del self._open[transfer]
             if transfer.due:
                 self._advance()
                 self._live -= 1
                 self._plan()
+
+    def fail(self) -> None:
+        """What is read from is gone: all reads that can fail do."""
+        for transfer in [transfer for transfer in self._open if transfer.failed is not None]:
+            self.cancel(transfer)
+            assert transfer.failed is not None
+            transfer.failed()
 
     def _begin(self, transfer: Transfer) -> None:
         if transfer.done is None:
@@ -103,6 +117,7 @@ class Shared:
         due, _, transfer = heapq.heappop(self._readers)
         self._work = max(self._work, due)
         done, transfer.done = transfer.done, None
+        del self._open[transfer]
         self._live -= 1
         self.moved_bytes += transfer.bytes
         self._timer = None

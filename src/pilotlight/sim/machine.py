@@ -15,7 +15,9 @@ from pilotlight.core.agent import Agent
 from pilotlight.core.model import Device
 from pilotlight.core.ranges import IndexSet, Span, span_count
 from pilotlight.core.transitions import Level, ReplicaState
-from pilotlight.sim.links import Shared, Transfer
+from pilotlight.sim import steps
+from pilotlight.sim.clock import Timer
+from pilotlight.sim.copies import Copies
 from pilotlight.sim.process import Process, Results, variant_of
 from pilotlight.sim.rules import overdue
 from pilotlight.sim.said import said
@@ -42,22 +44,26 @@ class Machine:
         """Devices on which every replica dies at its first row."""
         self.unloadable: set[str] = set()
         """Devices on which no load succeeds."""
-        self.failing_copies = False
+        self.copies = Copies(host, around, self.hear)
         self.joined_s = around.clock.now
         self.gone = False
         self.heard_s = self.woke_s = self.answered_s = -1e9
         self._around = around
         self._clock = around.clock
         self._paused_until_s = 0.0
+        self._overslept = False
+        """It was paused, and has not heard anything since."""
+        self._alarm: Timer | None = None
+        """Its next tick."""
         self._backlog: list[ev.AgentEvent] = []
         self._imported_s: float | None = None
         """When its runtime has, or will have, imported its libraries."""
         self._made = 0
-        self._copies: dict[tuple[str, Level], tuple[Shared, Transfer]] = {}
         self._loaded_devices: set[str] = set()
         host.machines.append(self)
         for variant_id, size in host.staged.items():
             self.hear(ev.CopyMade(variant_id, Level.STAGED, int(size), 0.0))
+        self._set_alarm()
 
     # --- what happens to it
 
@@ -68,10 +74,38 @@ class Machine:
         if self.paused:
             self._backlog.append(event)
             return
-        for decision in self.agent.handle(event, self._clock.now):
+        now, agent = self._clock.now, self.agent
+        idles = self._around.checking and isinstance(event, ev.Tick) and agent.due_s > now
+        if not self._overslept:
+            agent.listened(now)
+        self._overslept = False
+        decisions = agent.handle(event, now)
+        assert not (idles and decisions), f"{self.name} had nothing to do before {agent.due_s}, and did {decisions}"
+        for decision in decisions:
             self._does(decision)
         if self._around.checking:
             self.check()
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """Have it tick when something is due; at each tick where a world is checked: those between must do nothing."""
+        pace = self._around.pace
+        if self.gone:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            return
+        due_s = self._clock.now + pace.tick_s
+        if not self._around.checking:
+            due_s = max(due_s, min(self.agent.due_s, self.heard_s + pace.heard_s))
+        if self._alarm is not None:
+            if self._alarm.what is not None and self._alarm.due_s <= due_s:
+                return
+            self._alarm.cancel()
+        self._alarm = self._clock.at(due_s, self._ring)
+
+    def _ring(self) -> None:
+        self.tick()
+        self._set_alarm()
 
     def tick(self) -> None:
         """Time passed; a sign of life where no results went out for a while."""
@@ -89,6 +123,8 @@ class Machine:
         if not self.paused:
             self._clock.after(seconds, self._wake)
             self._paused_until_s = self._clock.now + seconds
+            self.agent.listened(self._clock.now)
+            self._overslept = True
 
     def suspend(self, seconds: float) -> None:
         """All processes of the worker stop for a while, as a batch system does it, and go on where they were."""
@@ -114,11 +150,6 @@ class Machine:
         if not first:
             self.tick()
 
-    @property
-    def copying(self) -> int:
-        """How many copies are being made."""
-        return len(self._copies)
-
     def kill_replica(self, replica_id: str, reason: str = "killed by SIGKILL") -> None:
         """A replica's process dies."""
         process = self.processes.pop(replica_id, None)
@@ -129,13 +160,12 @@ class Machine:
     def end(self) -> None:
         """The worker is gone, with all its processes; what its disk holds stays."""
         self.gone = True
+        self._set_alarm()
         self.host.machines.remove(self)
         for process in self.processes.values():
             self._stop(process)
         self.processes.clear()
-        for shared, transfer in self._copies.values():
-            shared.cancel(transfer)
-        self._copies.clear()
+        self.copies.end()
         self._around.meter.was_there(self.kind, self._clock.now - self.joined_s)
 
     def join(self) -> ev.WorkerJoined:
@@ -196,7 +226,9 @@ class Machine:
                     process.load_s = self._to_device_s(process.model.memory_bytes)
                     self._after(replica_id, process.load_s, lambda: self._live(replica_id, "asleep"))
             case do.MakeCopy(variant_id, level, source):
-                self._copy(variant_id, level, source)
+                if any(v.variant_id == variant_id for slot in self.agent.slots.values() for v in slot.wants):
+                    self._imports(self._around.models[variant_id])
+                self.copies.make(self._around.models[variant_id], level, source)
             case do.DropCopy(variant_id):
                 for process in self.processes.values():
                     built = process.model.variant_id == variant_id and process.origin == "parked"
@@ -288,6 +320,8 @@ class Machine:
                 self._loaded_devices.add(process.device_id)
                 self._around.meter.first_load_s += process.load_s * self.kind.speed
         self._around.meter.loaded(origin, process.load_s)
+        if self._around.pace.report_s > self._around.pace.step_s:
+            self._share_device(process)
         model = process.model
         self.hear(ev.ReplicaLive(replica_id, self._wanted(process), model.memory_bytes, model.sleeps))
 
@@ -306,20 +340,34 @@ class Machine:
         for shared, transfer in process.reads:
             shared.cancel(transfer)
         if process.step is not None:
-            _, _, spans, _ = process.step
+            self._report_so_far(process)
             meter = self._around.meter
-            meter.rows_lost += span_count(spans)
+            meter.rows_lost += self._in_step(process)
             meter.lost_s += (self._clock.now - process.began_s) * process.speed
         process.step = None
 
     # --- rows
 
     def _wanted(self, process: Process) -> int:
-        """At least its slots, and some steps' worth at the speed of the work that it does."""
+        """At least its slots, and some reports' worth at the speed of the work that it does."""
         job_id = process.held[0][1] if process.held else next(iter(self.agent.jobs), "")
         work = self._around.works.get(job_id)
-        rows = self._around.pace.step_s * self.kind.speed / work.row_s if work is not None and work.row_s else 1.0
-        return max(self._around.pace.slots, min(4096, int(self._around.pace.wanted_steps * rows)))
+        pace, rows = self._around.pace, 1.0
+        most = steps.ROWS_MAX
+        if work is not None and work.row_s:
+            seconds = self._report_s(process, job_id)
+            rows = seconds * self.kind.speed / work.row_s
+            most = max(most, int(rows) if seconds > pace.step_s else 0)
+        return max(pace.slots, min(most, int(pace.wanted_steps * rows)))
+
+    def _report_s(self, process: Process, job_id: str) -> float:
+        """For how long a replica works before it reports: step by step where others share its device or its host."""
+        pace = self._around.pace
+        if pace.report_s <= pace.step_s or self.kind.abreast or process.device_id in self.bad:
+            return pace.step_s
+        if sum(other.live and other.device_id == process.device_id for other in self.processes.values()) > 1:
+            return pace.step_s
+        return steps.report_s(pace, self._around.left_s(job_id))
 
     def _work(self, process: Process) -> None:
         """Begin a step, where none is under way and there are rows."""
@@ -327,7 +375,11 @@ class Machine:
             return
         lease_id, job_id, rows = process.held[0]
         work = self._around.works[job_id]
-        spans, seconds = self._next_step(work, rows)
+        limit_s = self._report_s(process, job_id)
+        spans, seconds = steps.take(work, rows, limit_s * self.kind.speed)
+        if limit_s > self._around.pace.step_s and not work.spares(spans):
+            rows.update(spans)
+            spans, seconds = steps.take(work, rows, self._around.pace.step_s * self.kind.speed)
         if not rows:
             process.held.popleft()
         if any(job != job_id for _, job, _ in process.held):
@@ -364,20 +416,6 @@ class Machine:
 
         self._after(process.replica_id, every_s, say)
 
-    def _next_step(self, work: Work, rows: IndexSet) -> tuple[list[Span], float]:
-        """The rows of a step and what they take together; what kills or hangs runs with those before it at most."""
-        limit_s = self._around.pace.step_s * self.kind.speed
-        if not work.sigma:
-            spans = rows.take(max(1, int(limit_s / work.row_s)) if work.row_s else 4096)
-            return spans, span_count(spans) * work.row_s
-        spans = rows.take(1)
-        seconds = work.seconds(spans[0][0])
-        while rows and seconds < limit_s:
-            more = rows.take(1)
-            seconds += work.seconds(more[0][0])
-            spans = [(spans[0][0], more[0][1])] if len(spans) == 1 and spans[0][1] == more[0][0] else spans + more
-        return spans, seconds
-
     def _dies(self, process: Process, work: Work) -> bool:
         replica_id = process.replica_id
         if process.device_id in self.bad or process.runs_any(work.poison):
@@ -395,16 +433,53 @@ class Machine:
     def _begun(self) -> int:
         return sum(map(self._in_step, self.processes.values()))
 
-    @staticmethod
-    def _in_step(process: Process) -> int:
-        return span_count(process.step[2]) if process.step is not None else 0
+    def _in_step(self, process: Process) -> int:
+        """Rows that it has begun: of one step, of all those that it will report together."""
+        if process.step is None:
+            return 0
+        rows, pace = span_count(process.step[2]), self._around.pace
+        if pace.report_s <= pace.step_s:
+            return rows
+        return min(rows, steps.rows_of(self._around.works[process.step[1]], self.kind, pace.step_s))
 
     def _stepped(self, process: Process) -> None:
         assert process.step is not None
         lease_id, job_id, spans, _ = process.step
         process.step = None
-        process.answered += span_count(spans)
         self._work(process)
+        self._report(process, lease_id, job_id, spans)
+
+    def _report_so_far(self, process: Process) -> None:
+        """Something happens to a replica: of the steps that it would have reported together, those that are over."""
+        assert process.step is not None
+        lease_id, job_id, spans, seconds = process.step
+        work, pace = self._around.works[job_id], self._around.pace
+        if pace.report_s <= pace.step_s:
+            return
+        worked_s = (self._clock.now - process.began_s) * process.speed
+        done, took_s = steps.answered(work, spans, pace.step_s * self.kind.speed, worked_s)
+        if done:
+            left = IndexSet(spans)
+            left.discard(done)
+            process.step = lease_id, job_id, left.spans(), seconds - took_s
+            process.began_s += took_s / process.speed
+            self._report(process, lease_id, job_id, done)
+
+    def _share_device(self, process: Process) -> None:
+        """Another replica is live on a device: those that work on it go on step by step."""
+        for other in self.processes.values():
+            if other is not process and other.device_id == process.device_id and other.step is not None:
+                self._report_so_far(other)
+                lease_id, job_id, spans, _ = other.step
+                for timer in other.timers:
+                    timer.cancel()
+                other.step = None
+                other.held.appendleft((lease_id, job_id, IndexSet(spans)))
+                self._work(other)
+
+    def _report(self, process: Process, lease_id: str, job_id: str, spans: list[Span]) -> None:
+        """These rows are answered: tell the manager and the agent."""
+        process.answered += span_count(spans)
         self._made += 1
         written = ev.RowsWritten(job_id, tuple(spans), lease_id, self.name, process.device_id)
         self.unacked[self._made] = written
@@ -413,40 +488,6 @@ class Machine:
         self.hear(
             ev.RowsFinished(process.replica_id, lease_id, tuple(spans), self._wanted(process), self._in_step(process))
         )
-
-    # --- copies
-
-    def _copy(self, variant_id: str, level: Level, source: str) -> None:
-        model = self._around.models[variant_id]
-        size = model.file_bytes
-        began_s = self._clock.now
-        if any(v.variant_id == variant_id for slot in self.agent.slots.values() for v in slot.wants):
-            self._imports(model)
-        shared = self.host.disk if level is Level.PARKED else self._around.source(source)
-        if shared is None or (self.failing_copies and level is Level.STAGED):
-            self._later(lambda: self.hear(ev.CopyFailed(variant_id, level, "it could not be read")))
-            return
-
-        def made() -> None:
-            self._copies.pop((variant_id, level), None)
-            if level is Level.STAGED:
-                self.host.staged[variant_id] = size
-            origin = "disk" if level is Level.PARKED else "peer" if source else "origin"
-            self._around.meter.moved(origin, size)
-            self.hear(ev.CopyMade(variant_id, level, size, self._clock.now - began_s))
-
-        self._copies[variant_id, level] = shared, shared.read(size, made)
-
-    def source_ended(self, shared: Shared) -> None:
-        """The machine that files were read from is gone: those reads fail."""
-        for (variant_id, level), (source, transfer) in list(self._copies.items()):
-            if source is shared:
-                shared.cancel(transfer)
-                del self._copies[variant_id, level]
-                self._later(self._fails(variant_id, level))
-
-    def _fails(self, variant_id: str, level: Level) -> Callable[[], None]:
-        return lambda: self.hear(ev.CopyFailed(variant_id, level, "its source is gone"))
 
     def _later(self, what: Callable[[], None]) -> None:
         self._clock.after(self._around.pace.message_s, what)

@@ -6,6 +6,7 @@ All times in seconds, sizes in bytes, speeds relative to a device of speed 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pilotlight.sim.chance import lognormal
@@ -72,6 +73,11 @@ class Work:
         """What a row takes on a device of speed 1."""
         return self.row_s * lognormal(self.seed, index, self.sigma) if self.sigma else self.row_s
 
+    def spares(self, spans: Iterable[tuple[int, int]]) -> bool:
+        """Whether none of these rows kills its replica or makes it hang."""
+        bad = (*self.poison, *self.hangs, *self.outgrows)
+        return not any(start <= index < stop for start, stop in spans for index in bad)
+
     def total_s(self, start: int, stop: int) -> float:
         """What the rows from `start` to before `stop` take together there."""
         return math.fsum(map(self.seconds, range(start, stop))) if self.sigma else (stop - start) * self.row_s
@@ -81,13 +87,16 @@ class Work:
 class Pace:
     """How finely time is cut, and how long messages take.
 
-    step_s: a replica answers as many rows at a time as take so long. tick_s: between ticks of manager and agents;
-    from 1 s on (`core.model.SLEPT_S`) silence and hangs are not noticed: a coarse tick is for worlds without those.
+    step_s: a replica answers as many rows at a time as take so long. report_s: and reports these rows so much later at
+    most, many steps together, as long as nothing else happens to it (`sim.steps`); 0: each step. tick_s: between ticks
+    of the manager, and of agents while something is due (else they are not ticked); what is overdue is noticed so much
+    later at most.
     heard_s: between a worker's signs of life. message_s, jitter_s: a message takes the first and up to the second more.
     notice_s: until a broken connection is noticed; dial_s: until a worker dials again. read_s: a read of input.
     """
 
     step_s: float = 0.5
+    report_s: float = 0.0
     tick_s: float = 0.25
     heard_s: float = 1.0
     message_s: float = 0.001

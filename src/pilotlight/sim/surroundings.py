@@ -40,7 +40,7 @@ class Host:
 @dataclass(slots=True)
 class Surroundings:
     """What machines share, and how they reach the manager. `source`: whose uplink serves files, by worker ("": the
-    origin); None where that worker is gone."""
+    origin); None where that worker is gone. `left_s`: how long all that is left of a job takes all who are there."""
 
     clock: Clock
     pace: Pace
@@ -51,6 +51,7 @@ class Surroundings:
     send: Callable[[Machine, ev.ManagerEvent | Results], None]
     left: Callable[[Machine, str], None]
     coin: Callable[[], bool]
+    left_s: Callable[[str], float]
     checking: bool = False
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,9 +23,10 @@ from pilotlight.gate.invitation import read_invitation
 from pilotlight.poolfile import read_spec
 from pilotlight.ports import WorkerLink
 from pilotlight.wire import PoolSpec
-from pilotlight.worker import build, devices, guardian, log
+from pilotlight.worker import build, devices, guardian, log, place
 from pilotlight.worker.copies import Copies, CopyEvent
 from pilotlight.worker.loop import AgentLoop
+from pilotlight.worker.scratch import make as make_scratch
 
 PR_SET_CHILD_SUBREAPER = 36
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -35,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pilotlight.worker", description=main.__doc__)
     parser.add_argument("--pool", required=True, help="the pool's folder")
     parser.add_argument("--name", required=True, help="the worker's name, unique in its pool")
+    parser.add_argument("--cache", default="", help="where this machine's cache of model files is")
     parser.add_argument("--slot", default="0/1", help="which share of this machine is its own: number/of-how-many")
     options = parser.parse_args(argv)
     pool = Path(options.pool)
@@ -43,16 +46,16 @@ def main(argv: list[str] | None = None) -> int:
         spec = read_spec(pool)
         link = build.worker_link(pool, spec, options.name)
         last = None if spec.lasting else pool
-        serve(options.name, spec, link, pool / options.name, last=last, slot=slot, slots=slots)
+        serve(options.name, spec, link, pool / options.name, cache=options.cache, last=last, slot=slot, slots=slots)
     except PilotlightError as error:
         log.say_plainly(f"pilotlight worker: {error}")
         return error.exit_code
     return 0
 
 
-def dial_in(file: Path, name: str) -> None:
-    """Run a worker for the pool of a pool file, wherever that is, with a scratch folder of its own. Ends as `main`
-    does; raises `PilotlightError` where it can't join."""
+def dial_in(file: Path, name: str, cache: str = "") -> None:
+    """Run a worker for the pool of a pool file, wherever that is, with a scratch folder of its own. cache: where this
+    machine's is, if the user says so. Ends as `main` does; raises `PilotlightError` where it can't join."""
     invitation = read_invitation(file, "worker")
     scratch = Path(tempfile.mkdtemp(prefix=f"pilotlight-{os.getuid()}-{name}-"))
     kept_logs = os.environ.get("PILOTLIGHT_LOG_DIR")
@@ -70,7 +73,11 @@ def dial_in(file: Path, name: str) -> None:
         grace_s=invitation.grace_s,
     )
     log.say(f"worker {name} of pool {invitation.pool} dials {', '.join(invitation.addresses)}; its logs: {log_dir}")
-    serve(name, spec, build.dialling_link(file, name), scratch)
+    try:
+        serve(name, spec, build.dialling_link(file, name), scratch, cache=cache)
+    except PilotlightError:
+        shutil.rmtree(scratch, ignore_errors=True)  # it may have had no guardian yet
+        raise
 
 
 def serve(
@@ -79,22 +86,27 @@ def serve(
     link: WorkerLink,
     scratch: Path,
     *,
+    cache: str = "",
     last: Path | None = None,
     slot: int = 0,
     slots: int = 1,
 ) -> None:
-    """Be the worker of that name until it ends. scratch: its own folder, which goes when it does. last: the pool's
-    folder, if the last worker to leave a dead pool is to remove it. Raises `PilotlightError`."""
+    """Be the worker of that name until it ends. scratch: its own folder, which goes when it does, for what can't lie
+    beneath the cache. cache: where that is, if the user says so. last: the pool's folder, if the last worker to leave a
+    dead pool is to remove it. Raises `PilotlightError`."""
     _own_session()
-    guard = _guard(scratch, last)
+    chosen = place.choose(cache or spec.cache_dir)
+    own = make_scratch(chosen.path, scratch, network=place.look(chosen).network)
+    guard = _guard([own, scratch], last)
     shape = spec.shapes[slot] if slot < len(spec.shapes) else None
     found = devices.find(slot, slots, shape=shape)
     memory_bytes = devices.host_memory_bytes(slots, found, shape)
 
     def copies(tell: Callable[[CopyEvent], None]) -> Copies:
-        return build.copies(spec, scratch, tell)
+        return build.copies(chosen.path, spec.cache_bytes, own, tell)
 
-    asyncio.run(_guarded(AgentLoop(name, spec, found, link, memory_bytes, copies), guard))
+    surroundings = build.surroundings(chosen, own, found)
+    asyncio.run(_guarded(AgentLoop(name, spec, found, link, memory_bytes, copies, surroundings), guard))
 
 
 def _stand_in(child: int) -> NoReturn:
@@ -135,13 +147,12 @@ async def _guarded(agent: AgentLoop, guard: guardian.Guard) -> None:
         staying.cancel()
 
 
-def _guard(scratch: Path, last: Path | None) -> guardian.Guard:
-    """Have a guardian, which removes the scratch folder at the end."""
-    mark = f"{scratch}:{os.getpid()}"
+def _guard(folders: list[Path], last: Path | None) -> guardian.Guard:
+    """Have a guardian, which removes the folders at the end; the first is for temporary files."""
+    mark = f"{folders[0]}:{os.getpid()}"
     os.environ[guardian.MARK] = mark
-    scratch.mkdir(mode=0o700, exist_ok=True)
-    os.environ["TMPDIR"] = str(scratch)
-    return guardian.Guard(mark, scratch, last)
+    os.environ["TMPDIR"] = str(folders[0])
+    return guardian.Guard(mark, folders, last)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ from pilotlight.engines.direct import DirectWorkerLink
 from pilotlight.gate.invitation import path_of
 from pilotlight.poolfile import socket_path
 from pilotlight.ports import Runtime, WorkerLink
-from pilotlight.wire import PoolSpec
+from pilotlight.wire import DeviceSpec, PoolSpec
 
 if TYPE_CHECKING:
     from pilotlight.worker.copies import Copies, CopyEvent
+    from pilotlight.worker.place import Place
+    from pilotlight.worker.scratch import Surroundings
 
 
 def _echo() -> Runtime:
@@ -48,12 +50,15 @@ REQUIRES = {"transformers": ("torch", "transformers")}
 """What must be importable for a runtime, beside what this package itself needs."""
 
 
+def missing(name: str) -> list[str]:
+    """What a runtime requires that can't be found. Imports none of it."""
+    return [module for module in REQUIRES.get(name, ()) if importlib.util.find_spec(module) is None]
+
+
 def require(name: str) -> None:
     """Raise `MissingExtra` where a runtime's libraries are not installed. Imports none of them."""
-    missing = [module for module in REQUIRES.get(name, ()) if importlib.util.find_spec(module) is None]
-    if missing:
-        message = f"{' and '.join(missing)} can't be found: pip install 'pilotlight[{name}]'"
-        raise MissingExtra(message)
+    if names := missing(name):
+        raise MissingExtra(f"{' and '.join(names)} can't be found: pip install 'pilotlight[{name}]'")
 
 
 def runtime(name: str) -> Runtime:
@@ -75,23 +80,26 @@ def dialling_link(file: Path, name: str) -> WorkerLink:
     return DirectWorkerLink(file=file, name=name)
 
 
-def cache_folder(spec: PoolSpec) -> Path:
-    """Where the machine's model files are cached: as the pool says, else PILOTLIGHT_CACHE_DIR, else the user's."""
-    given = spec.cache_dir or os.environ.get("PILOTLIGHT_CACHE_DIR")
-    if given:
-        return Path(given).expanduser().absolute()
-    import platformdirs
-
-    return platformdirs.user_cache_path("pilotlight")
-
-
-def copies(spec: PoolSpec, scratch: Path, tell: Callable[[CopyEvent], None]) -> Copies:
-    """What stages and parks files for one worker. scratch: its own folder."""
-    from pilotlight.worker import devices
+def copies(root: Path, limit_bytes: int, scratch: Path, tell: Callable[[CopyEvent], None]) -> Copies:
+    """What stages and parks files for one worker. root: of the machine's cache, of at most so many bytes (0: what the
+    disk allows; half of the free memory where the cache is in memory). scratch: its own folder."""
+    from pilotlight.worker import devices, place
     from pilotlight.worker.cache import Cache
     from pilotlight.worker.copies import Copies
     from pilotlight.worker.parking import Parking
 
-    cache = Cache(cache_folder(spec), spec.cache_bytes)
+    limit_bytes = limit_bytes or place.limit_bytes(root, devices.memory_free_bytes())
+    cache = Cache(root, limit_bytes)
     parking = Parking(scratch, cache.root / "parked", cache.stop, devices.memory_free_bytes)
     return Copies(cache, parking, tell)
+
+
+def surroundings(cache: Place, scratch: Path, devices: list[DeviceSpec]) -> Surroundings:
+    """What one worker is to know of where it is. Blocks while that is found out."""
+    from pilotlight.worker import environment, place
+    from pilotlight.worker.scratch import Surroundings, variables
+
+    def of_runtime(runtime: str) -> dict[str, str]:
+        return variables(os.environ, scratch, cache.path / "compiled" / runtime)
+
+    return Surroundings(environment.find(devices, cache.path), lambda: place.look(cache), of_runtime)

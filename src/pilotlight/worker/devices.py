@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,42 @@ def all_gpus() -> list[Gpu]:
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
     return gpus
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """NVIDIA's driver, the newest CUDA that it serves, and compute capabilities (`sm_90`) by GPU or slice."""
+
+    version: str = ""
+    cuda: str = ""
+    capabilities: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def driver() -> Driver:
+    """What NVML says; empty where there is no driver, and for what it does not tell."""
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception:  # neither the module nor its errors may be there
+        return Driver()
+    version = cuda = ""
+    capabilities: dict[str, str] = {}
+    with contextlib.suppress(nvml.NVMLError):
+        version = _text(nvml.nvmlSystemGetDriverVersion())
+    with contextlib.suppress(nvml.NVMLError):
+        number = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+        cuda = f"{number // 1000}.{number % 1000 // 10}"
+    with contextlib.suppress(nvml.NVMLError):
+        for number in range(nvml.nvmlDeviceGetCount()):
+            with contextlib.suppress(nvml.NVMLError):
+                handle = nvml.nvmlDeviceGetHandleByIndex(number)
+                major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+                uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+                for each in (uuid, *(found.uuid for found in _slices(nvml, handle, uuid))):
+                    capabilities[each] = f"sm_{major}{minor}"
+    with contextlib.suppress(nvml.NVMLError):
+        nvml.nvmlShutdown()
+    return Driver(version, cuda, capabilities)
 
 
 def _slices(nvml: Any, handle: Any, uuid: str) -> list[Gpu]:

@@ -3,7 +3,7 @@
 `Guard` is the agent's side: it starts the guardian before anything else, in a session of its own, and holds the only
 end of a pipe that the guardian reads. When that end closes, however the agent died, the guardian kills every process of
 the agent's session and every process that carries the worker's mark in its environment, and removes the worker's
-scratch folder. A guardian that is killed itself is replaced.
+folders. A guardian that is killed itself is replaced.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 MARK = "PILOTLIGHT_WORKER_MARK"
@@ -27,17 +28,18 @@ LOOK_S = 0.5
 class Guard:
     """The guardian of this process, which must lead its own session. Blocks shortly, and once a moment at most.
 
-    scratch: the worker's folder. last: the pool's folder, if the last worker to leave a dead pool is to remove it.
+    folders: the worker's own. last: the pool's folder, if the last worker to leave a dead pool is to remove it.
     """
 
-    def __init__(self, mark: str, scratch: Path, last: Path | None) -> None:
-        self._arguments = [str(os.getsid(0)), mark, str(scratch), *([str(last)] if last is not None else [])]
+    def __init__(self, mark: str, folders: Sequence[Path], last: Path | None) -> None:
+        pool = ["--last", str(last)] if last is not None else []
+        self._arguments = [*pool, str(os.getsid(0)), mark, *map(str, folders)]
         self._read, self._write = os.pipe()
         self._process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "pilotlight.worker.guardian", str(self._read), *self._arguments],
+            [sys.executable, "-P", "-m", "pilotlight.worker.guardian", f"--fd={self._read}", *self._arguments],
             stdin=subprocess.DEVNULL,
             pass_fds=[self._read],
             start_new_session=True,
@@ -97,22 +99,23 @@ def _manager_lives(pool: Path) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m pilotlight.worker.guardian FD SESSION MARK SCRATCH [POOL]`: started by an agent only."""
+    """`python -m pilotlight.worker.guardian --fd FD [--last POOL] SESSION MARK FOLDER...`: started by an agent only."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     parser = argparse.ArgumentParser(prog="pilotlight guardian", description=main.__doc__)
-    parser.add_argument("fd", type=int)
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--last", type=Path)
     parser.add_argument("session", type=int)
     parser.add_argument("mark")
-    parser.add_argument("scratch", type=Path)
-    parser.add_argument("pool", type=Path, nargs="?")
+    parser.add_argument("folders", type=Path, nargs="+")
     options = parser.parse_args(argv)
     while os.read(options.fd, 1):
         pass
     end_tree(options.session, options.mark)
-    shutil.rmtree(options.scratch, ignore_errors=True)
-    if options.pool is not None and not _manager_lives(options.pool):
-        shutil.rmtree(options.pool, ignore_errors=True)
+    for folder in options.folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    if options.last is not None and not _manager_lives(options.last):
+        shutil.rmtree(options.last, ignore_errors=True)
 
 
 if __name__ == "__main__":

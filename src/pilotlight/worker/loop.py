@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.agent import Agent
-from pilotlight.core.errors import LinkClosed
+from pilotlight.core.errors import LinkClosed, NotWanted
 from pilotlight.core.model import Device, Variant
 from pilotlight.core.transitions import Level, ReplicaState
 from pilotlight.messages import (
@@ -47,6 +47,7 @@ from pilotlight.messages import (
     SourceAsked,
     SourceNamed,
     Stopped,
+    TurnedAway,
     Unstage,
     Wants,
     Welcome,
@@ -59,6 +60,7 @@ from pilotlight.worker import log
 from pilotlight.worker.copies import Copies, CopyEvent
 from pilotlight.worker.loads import Loads
 from pilotlight.worker.processes import Servers
+from pilotlight.worker.scratch import Surroundings
 
 TICK_S = 0.1
 BEAT_S = 0.5
@@ -87,9 +89,12 @@ class AgentLoop:
         link: WorkerLink,
         memory_bytes: int,
         copies: Callable[[Callable[[CopyEvent], None]], Copies],
+        surroundings: Surroundings,
     ) -> None:
         """memory_bytes: of the host, for parked copies and sleeping replicas. copies: makes what handles files, given
         where to tell what became of them."""
+        self._surroundings = surroundings
+        self._turned_away: NotWanted | None = None
         self._name = name
         self._spec = spec
         self._link = link
@@ -99,7 +104,9 @@ class AgentLoop:
             Device(device.id, device.kind, device.memory_bytes, is_host=device.type == "cpu") for device in devices
         )
         self._agent = Agent(name, facts, spec.orphan_timeout_s, memory_bytes)
-        self._servers = Servers(Path(spec.log_dir), name, self._replica_said, self._replica_ended)
+        self._servers = Servers(
+            Path(spec.log_dir), name, self._replica_said, self._replica_ended, surroundings.of_runtime
+        )
         self._copies = copies(self._copy_changed)
         self._loads = Loads()
         self._contexts: dict[str, Context] = {}
@@ -111,7 +118,7 @@ class AgentLoop:
         self._lost = asyncio.Event()
 
     async def run(self) -> None:
-        """Until the machine says `Exit`."""
+        """Until the machine says `Exit`. Raises `NotWanted` where the pool can't use this worker."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._signalled, number)
@@ -130,6 +137,8 @@ class AgentLoop:
             self._link.close()
             await asyncio.gather(beats, connects, return_exceptions=True)
             await self._copies.close()
+        if self._turned_away is not None:
+            raise self._turned_away
 
     def _broke(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A mistake of ours in a callback: say it in the log, and leave; the manager gives our rows to others."""
@@ -181,6 +190,8 @@ class AgentLoop:
                 memory_bytes=self._memory_bytes,
                 residents=[resident for resident in residents if resident is not None],
                 copies=copies,
+                environment=self._surroundings.environment,
+                cache=self._surroundings.look(),
             )
         )
         for rows in self._kept:
@@ -240,6 +251,9 @@ class AgentLoop:
                 self._handle(ev.DrainAsked(message.grace_s, "the manager ends it"))
             case Welcome():
                 self._handle(ev.ManagerFound(message.epoch))
+            case TurnedAway():
+                self._turned_away = NotWanted(message.reason)
+                self._over.set()
 
     def _forget(self, job_id: str) -> None:
         self._operations.pop(job_id, None)

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,9 @@ class Process:
 class Server:
     """One runtime server's process and its control socket."""
 
-    def __init__(self, runtime: str, log_path: Path, on_reply: Callable[[ServerReply], None]) -> None:
+    def __init__(
+        self, runtime: str, log_path: Path, environment: Mapping[str, str], on_reply: Callable[[ServerReply], None]
+    ) -> None:
         ours, theirs = socket.socketpair()
         self.runtime = runtime
         self._control = ours
@@ -82,14 +84,6 @@ class Server:
         self._on_reply = on_reply
         self.log_path = log_path
         self.ready_s: float | None = None
-        environment = {
-            # OpenMP's threads spin while they wait; where cores are shared, that made small models ten times slower.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_VERBOSITY": "error",
-        }
         with logs.opened(self.log_path) as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pilotlight.worker.server", runtime, str(theirs.fileno())],
@@ -144,7 +138,10 @@ class Servers:
         prefix: str,
         on_message: Callable[[str, ReplicaReply], None],
         on_ended: Callable[[str, str], None],
+        environment: Callable[[str], Mapping[str, str]],
     ) -> None:
+        """environment: what the processes of a runtime find in it."""
+        self._environment = environment
         self._logs = logs.Logs(log_dir)
         self._shorten_at_s = 0.0
         self._prefix = prefix
@@ -269,7 +266,10 @@ class Servers:
             if server is not None:
                 server.close()
             server = self._servers[runtime] = Server(
-                runtime, self._logs.path(f"{self._prefix}-server-{runtime}"), self._server_said
+                runtime,
+                self._logs.path(f"{self._prefix}-server-{runtime}"),
+                self._environment(runtime),
+                self._server_said,
             )
         return server
 

@@ -80,6 +80,8 @@ class Fitness:
         """Whether a device may be asked for a variant now, if it were empty. What it holds, it can hold."""
         if _holds(belief, variant_id):
             return True
+        if belief.device.lacks and belief.device.why_not(self._state.variants[variant_id]):
+            return False
         if variant_id not in self._least:
             self._look(variant_id)
         if belief.device.memory_bytes < self._least[variant_id] or belief.device.kind in self._bad_kinds[variant_id]:
@@ -107,11 +109,18 @@ def failed_everywhere(state: State, variant_id: VariantId) -> bool:
     refused = False
     for worker in state.workers.values():  # as a rule the first that is asked is one to try
         for belief in worker.devices.values() if worker.state is WorkerState.LIVE else ():
-            if _refuses(belief, variant_id, kinds):
+            if _refuses(belief, variant_id, kinds) or belief.device.why_not(state.variants[variant_id]):
                 refused = True
             elif fits_alone(state, belief.device.memory_bytes, variant_id):
                 return False
     return refused
+
+
+def lacking(state: State, variant_id: VariantId) -> list[str]:
+    """Why the variant's runtime can't run on devices that are here, each reason once."""
+    devices = (belief.device for worker_id in state.lacking for belief in state.workers[worker_id].devices.values())
+    reasons = (device.why_not(state.variants[variant_id]) for device in devices)
+    return [why for why in dict.fromkeys(reasons) if why]
 
 
 def _holds(belief: DeviceBelief, variant_id: VariantId) -> bool:

@@ -26,6 +26,8 @@ RIPE_LOADS = 2.0
 """Shares are evened out by devices that have served for this many load times."""
 BALANCE_PART = 8
 """So many of the devices, one in eight, change over at once to even out shares: what they teach counts for the rest."""
+READY_STEPS = 8
+"""Devices that are ready at nearly the same time are added up: within an eighth of the wait's octave."""
 LOAD_MARGIN = 1.25
 """A device is worth loading where the work would last this many times longer than the load."""
 
@@ -54,7 +56,9 @@ class Claim:
     grows: bool
     """Whether it may get more devices than it holds."""
     used_at_s: float
-    slots: list[Slot] = field(default_factory=list[Slot])
+    slots: dict[Slot, None] = field(default_factory=dict[Slot, None])
+    rates: dict[float, float] | None = None
+    """Rows per second of its devices, by when they are ready (`READY_STEPS`); None: to be added up anew."""
     displaced: bool = False
     elsewhere: int = 0
     """Devices that hold it and are not planned now; what those do: `replicas_elsewhere`, as (ready after s, rows/s)."""
@@ -100,6 +104,8 @@ class Partition:
         self._fitness = fitness
         self._estimates = estimates
         self._now = now
+        self._ripe_slots: dict[tuple[VariantId, VariantId], list[Slot]] = {}
+        """By who gives and who takes: devices that were ripe when first looked at, the nearest last."""
 
     def hold(self) -> None:
         """Keep what devices were asked to hold and may hold on."""
@@ -184,11 +190,21 @@ class Partition:
             after = (len(claim.slots) + 1) / claim.weight
             givers = [g for g in self._claims if g is not claim and (len(g.slots) - 1) / g.weight >= after]
             for giver in sorted(givers, key=lambda g: -g.served):
-                ripe = [slot for slot in giver.slots if self._ripe(slot, claim)]
-                nearest = min(ripe, key=lambda slot: self._cost(claim, slot), default=None)
+                nearest = self._nearest_ripe(giver, claim)
                 if nearest is not None and self._gains(claim, nearest):
                     return nearest, claim
         return None
+
+    def _nearest_ripe(self, giver: Claim, claim: Claim) -> Slot | None:
+        """The device of a giver that would serve a claim soonest. A plan moves many: they are ranked once."""
+        key = giver.variant_id, claim.variant_id
+        if key not in self._ripe_slots:
+            ripe = [slot for slot in giver.slots if self._ripe(slot, claim)]
+            self._ripe_slots[key] = sorted(ripe, key=lambda slot: self._cost(claim, slot))[::-1]
+        ripe = self._ripe_slots[key]
+        while ripe and not (ripe[-1] in giver.slots and self._ripe(ripe[-1], claim)):
+            ripe.pop()
+        return ripe[-1] if ripe else None
 
     def _ripe(self, slot: Slot, claim: Claim) -> bool:
         """Whether a device may change over from one that has others, to `claim`: not soon after it did so last."""
@@ -238,12 +254,20 @@ class Partition:
 
     def _finish_s(self, claim: Claim) -> float:
         """When all that is left of a variant would be done by the devices that it has; infinite where none is rated."""
-        replicas = claim.replicas_elsewhere.copy()
-        for slot in claim.slots:
-            rate = self._estimates.rate(slot.worker, slot.belief, claim.variant_id)
-            if rate:
-                replicas.append((self._estimates.ready_s(slot.worker, slot.belief, claim.variant_id), rate))
-        return finish_s(claim.rows, replicas)
+        if claim.rates is None:
+            claim.rates = {}
+            for ready_s, rate in claim.replicas_elsewhere:
+                claim.rates[ready_s] = claim.rates.get(ready_s, 0.0) + rate
+            for slot in claim.slots:
+                self._add_rate(claim.rates, claim, slot)
+        return finish_s(claim.rows, claim.rates.items())
+
+    def _add_rate(self, rates: dict[float, float], claim: Claim, slot: Slot) -> None:
+        rate = self._estimates.rate(slot.worker, slot.belief, claim.variant_id)
+        if rate:
+            mantissa, octave = math.frexp(self._estimates.ready_s(slot.worker, slot.belief, claim.variant_id))
+            ready_s = math.ldexp(round(mantissa * 2 * READY_STEPS) / (2 * READY_STEPS), octave)
+            rates[ready_s] = rates.get(ready_s, 0.0) + rate
 
     def _cost(self, claim: Claim, slot: Slot) -> float:
         """Seconds until a device would serve a variant, and to bring back the idle ones that it would displace."""
@@ -310,13 +334,16 @@ class Partition:
 
     def _put(self, slot: Slot, claim: Claim) -> None:
         slot.claims.append(claim)
-        claim.slots.append(slot)
+        claim.slots[slot] = None
+        if claim.rates is not None:
+            self._add_rate(claim.rates, claim, slot)
 
     def _take(self, slot: Slot, claim: Claim) -> None:
         """A device changes over to a variant."""
         for victim in self._victims(slot, claim):
             slot.claims.remove(victim)
-            victim.slots.remove(slot)
+            del victim.slots[slot]
+            victim.rates = None
             victim.displaced = True
         slot.moved = True
         self._put(slot, claim)

@@ -103,11 +103,9 @@ def refund(belief: DeviceBelief, jobs: dict[JobId, Job]) -> list[tuple[JobId, in
     return refunded
 
 
-def absolve(belief: DeviceBelief, variant_id: VariantId | None) -> None:
-    """A result (of this variant, if that is known) came from this device: it works."""
+def absolve(belief: DeviceBelief) -> None:
+    """A result came from this device: it works."""
     belief.worked = True
-    if variant_id is not None:
-        belief.worked_on.add(variant_id)
     if belief.deaths or belief.charges or belief.quarantines:
         belief.deaths.clear()
         belief.charges.clear()

@@ -31,7 +31,10 @@ def last_rows(rows: int, own: tuple[int, float], speed: float, fastest: float) -
     return max(0, int(own[1] * end_s + 1e-6) - own[0])
 
 
-def read_rows(pending: int, appetite: int) -> int:
-    """Rows to read now so that `appetite` (all workers' targets together) can be served at once; 0: enough is read."""
-    low = max(appetite, READ_ROWS_MIN)
+def read_rows(pending: int, appetite: int, ahead: int = 0) -> int:
+    """Rows to read now so that `appetite` (all workers' targets together) can be served at once; 0: enough is read.
+
+    ahead: so many should be at hand in any case, as far as one read goes, to know whether more devices would pay.
+    """
+    low = max(appetite, READ_ROWS_MIN, min(ahead, READ_ROWS_MAX))
     return 0 if pending >= low else min(2 * low - pending, READ_ROWS_MAX)

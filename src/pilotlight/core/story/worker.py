@@ -136,6 +136,8 @@ class WorkerTeller:
         holding = [f"{self._scene.name_of(f.variant_id)} {f.state.value} on {f.device_id}" for f in event.inventory]
         holds = f"; it holds {listed(holding)} already" if holding else ""
         self._say(moment, f"{again} from {event.host} as process {event.pid} with {listed(devices)}{holds}")
+        for text in () if self._device_id else event.about:
+            self._say(moment, text)
         if moment.moved:
             self._say(moment, f"{_leases_text(moment.moved)} of its former connection: void")
 
