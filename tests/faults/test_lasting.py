@@ -325,7 +325,7 @@ def test_down_ends_everything_and_keeps_the_history(ground: Playground) -> None:
     assert pool.down() == 0
     assert not is_up(pool.folder)
     left = {path.name for path in pool.folder.iterdir()}
-    assert left == {"pool.json", "epoch", "numbers", "jobs", "history.jsonl", "pilots.json", "manager.lock"}
+    assert left == {"pool.json", "ended", "epoch", "numbers", "jobs", "history.jsonl", "pilots.json", "manager.lock"}
     ground.assert_clean()
     pool.up()
     with pool.client() as client:

@@ -13,6 +13,7 @@ from pilotlight.messages import ManagerMessage, WorkerMessage
 from pilotlight.wire import DeviceSpec, PoolSpec
 from pilotlight.worker import build, loop
 from pilotlight.worker.loop import AgentLoop
+from pilotlight.worker.place import Place
 
 CPU = DeviceSpec(id="cpu", kind="cpu", type="cpu", memory_bytes=1 << 30)
 
@@ -41,8 +42,17 @@ class Link:
 
 
 def run(link: Link, folder: Path, *, orphan_timeout_s: float = 60.0) -> None:
-    spec = PoolSpec(workers=0, log_dir=str(folder), cache_dir=str(folder / "cache"), orphan_timeout_s=orphan_timeout_s)
-    agent = AgentLoop("w", spec, [CPU], link, CPU.memory_bytes, lambda tell: build.copies(spec, folder, tell))
+    spec = PoolSpec(workers=0, log_dir=str(folder), orphan_timeout_s=orphan_timeout_s)
+    cache = Place(folder / "cache", "the test")
+    agent = AgentLoop(
+        "w",
+        spec,
+        [CPU],
+        link,
+        CPU.memory_bytes,
+        lambda tell: build.copies(cache.path, 0, folder, tell),
+        build.surroundings(cache, folder, [CPU]),
+    )
     asyncio.run(asyncio.wait_for(agent.run(), 30))
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -72,7 +73,11 @@ def dial_in(file: Path, name: str, cache: str = "") -> None:
         grace_s=invitation.grace_s,
     )
     log.say(f"worker {name} of pool {invitation.pool} dials {', '.join(invitation.addresses)}; its logs: {log_dir}")
-    serve(name, spec, build.dialling_link(file, name), scratch, cache=cache)
+    try:
+        serve(name, spec, build.dialling_link(file, name), scratch, cache=cache)
+    except PilotlightError:
+        shutil.rmtree(scratch, ignore_errors=True)  # it may have had no guardian yet
+        raise
 
 
 def serve(
