@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
-from pilotlight.core import agent, allocation, blame, decisions, fetches, files, residence, scheduler, state
+from pilotlight.core import agent, allocation, blame, decisions, fetches, files, residence, scheduler, silence, state
 from pilotlight.core.policy import sharing
 
 ANNOTATIONS = __future__.annotations.compiler_flag
@@ -232,9 +232,9 @@ MISTAKES = [
     ),
     Planted(
         "who falls silent is believed in for ever",
-        scheduler.Scheduler,
-        "_drop_silent",
-        "while self._silent_at_s and",
+        silence.Silence,
+        "overdue",
+        "while self._due and",
         "while False and",
     ),
 ]

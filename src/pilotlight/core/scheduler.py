@@ -7,8 +7,6 @@ the end of jobs that have no row left. What to believe is in the handlers here.
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
-
 from pilotlight.core import events as ev
 from pilotlight.core.allocation import Allocation, Options
 from pilotlight.core.blame import Blame
@@ -35,6 +33,7 @@ from pilotlight.core.model import (
 from pilotlight.core.policy import retry, sharing
 from pilotlight.core.ranges import span_count
 from pilotlight.core.recovery import job_from, worker_from
+from pilotlight.core.silence import Silence
 from pilotlight.core.state import State
 from pilotlight.core.transitions import (
     JOB,
@@ -70,7 +69,7 @@ class Scheduler:
         self._out: list[ManagerDecision] = []
         self._now = 0.0
         self._forget_at_s = FORGET_S
-        self._silent_at_s: list[tuple[float, WorkerId]] = []
+        self._silence = Silence()
         """When each worker, if it is not heard of until then, is to be looked at; a heap."""
 
     def listened(self, now: float) -> None:
@@ -228,7 +227,7 @@ class Scheduler:
             self._measured(fact)
         worker = worker_from(event, self._now, self.options.silence_s)
         self.state.add_worker(worker, self._now)
-        heappush(self._silent_at_s, (worker.deadline_s, worker.worker_id))
+        self._silence.watch(worker)
         self._fetches.joined(worker.worker_id, worker.host, worker.staged, serves=event.serves_files)
         self._note("info", f"{event.worker_id} joined with {_devices_text(event)}", event.worker_id)
         self._allocation.place_on(worker, force=True)
@@ -464,7 +463,10 @@ class Scheduler:
 
     def _tick(self) -> None:
         self._fetches.tick()
-        self._drop_silent()
+        for worker in self._silence.overdue(self.state.workers, self._now):
+            reason = f"silent for {self.options.silence_s:.0f} s"
+            self._out.append(DropWorker(worker.worker_id, reason))
+            self._worker_lost(ev.WorkerLost(worker.worker_id, reason))
         if self.state.refusals or self.state.lacking:
             self._end_hopeless()
         self._allocation.keep_up()
@@ -475,27 +477,12 @@ class Scheduler:
             self._forget_at_s = self._now + FORGET_S
             self.state.forget_variants(self._now - max(FORGET_S, self.options.keep_alive_s))
 
-    def _drop_silent(self) -> None:
-        while self._silent_at_s and self._silent_at_s[0][0] <= self._now:
-            _, worker_id = heappop(self._silent_at_s)
-            worker = self.state.workers.get(worker_id)
-            if worker is None:
-                continue
-            if worker.deadline_s > self._now:
-                heappush(self._silent_at_s, (worker.deadline_s, worker_id))
-                continue
-            reason = f"silent for {self.options.silence_s:.0f} s"
-            self._out.append(DropWorker(worker_id, reason))
-            self._worker_lost(ev.WorkerLost(worker_id, reason))
-
     # --- what must hold
 
     def check(self) -> None:
         """Assert every invariant. For tests and simulations, as `State.check` is."""
         self.state.check()
         self._fetches.check(self.state.workers)
-
-    # --- words for people
 
     def _note(self, level: str, text: str, subject: str) -> None:
         self._out.append(Note(level, text, subject))
