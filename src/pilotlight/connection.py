@@ -17,7 +17,8 @@ import msgspec
 
 from pilotlight.core.errors import LinkClosed
 
-_LENGTH = struct.Struct(">I")
+LENGTH = struct.Struct(">I")
+"""What begins a frame: how long its body is."""
 FRAME_BYTES_MAX = 1 << 30
 """A longer frame is a broken or foreign peer."""
 CLOSE_S_MAX = 2.0
@@ -38,14 +39,14 @@ class Frames:
         buffer += data
         bodies: list[bytes] = []
         at, size = 0, len(buffer)
-        while size - at >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(buffer, at)
+        while size - at >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(buffer, at)
             if length > FRAME_BYTES_MAX:
                 message = f"a frame of {length} bytes is not ours"
                 raise LinkClosed(message)
-            if size - at - _LENGTH.size < length:
+            if size - at - LENGTH.size < length:
                 break
-            at += _LENGTH.size
+            at += LENGTH.size
             bodies.append(bytes(buffer[at : at + length]))
             at += length
         if at:
@@ -55,7 +56,7 @@ class Frames:
 
 def frame(body: bytes) -> bytes:
     """A body as it travels."""
-    return _LENGTH.pack(len(body)) + body
+    return LENGTH.pack(len(body)) + body
 
 
 Receiver = Callable[[Any], None]
@@ -100,7 +101,7 @@ class Connection(asyncio.Protocol):
             return
         body = self._encode(message)
         assert len(body) <= FRAME_BYTES_MAX, f"a {type(message).__name__} of {len(body)} bytes is too long to send"
-        self._out.append(_LENGTH.pack(len(body)))
+        self._out.append(LENGTH.pack(len(body)))
         self._out.append(body)
         if not self._flush_due:
             self._flush_due = True

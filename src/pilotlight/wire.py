@@ -298,6 +298,11 @@ def digest(value: object) -> str:
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()[:12]
 
 
+def minor_of(version: str) -> str:
+    """`3.11` of `3.11.7`: functions travel as code, which is the same within one minor version of Python."""
+    return ".".join(version.split(".")[:2])
+
+
 def other_version(worker: str, version: int, release: str, own_release: str) -> str:
     """What to say of a worker whose messages are of another version than this manager's: who is to be upgraded.
     release: the worker's; empty: not known."""

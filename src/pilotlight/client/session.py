@@ -40,7 +40,7 @@ from pilotlight.messages import (
     WorkersAnswer,
 )
 from pilotlight.views import ContextView, JobView, WorkerView
-from pilotlight.wire import Context, JobRequest
+from pilotlight.wire import Context, JobRequest, minor_of
 
 ANSWER_S_MAX = 60.0
 """A manager answers questions at once; pinning a model may first have to find it."""
@@ -106,10 +106,10 @@ class Session:
         """Raise `ConfigError` where functions would travel to a pool of another Python, which can't run their code."""
         theirs = self.greeting.python if self.greeting is not None else ""
         ours = platform.python_version()
-        if theirs and (context.load is not None or function is not None) and _minor(theirs) != _minor(ours):
+        if theirs and (context.load is not None or function is not None) and minor_of(theirs) != minor_of(ours):
             raise ConfigError(
                 f"functions travel as code of this Python {ours}, and the pool runs Python {theirs}: "
-                f"use Python {_minor(theirs)} here, or start a pool with Python {_minor(ours)}"
+                f"use Python {minor_of(theirs)} here, or start a pool with Python {minor_of(ours)}"
             )
 
     def attach(self, job: Job[Any], named: str) -> None:
@@ -266,7 +266,3 @@ class Session:
             job.on_failed(error)
         while self._asked:
             self._asked.popitem()[1].set_exception(error)
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])

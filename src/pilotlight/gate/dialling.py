@@ -19,7 +19,6 @@ from pilotlight.gate.invitation import Invitation
 
 CONNECT_S_MAX = 5.0
 ANSWER_S_MAX = 10.0
-SHUTDOWN_S_MAX = 2.0
 
 
 class TurnedAway(JoinRefused):
@@ -84,7 +83,7 @@ async def _reach(address: str) -> FirstFrame:
             ssl=certificate.dialler_context(),
             server_hostname="",
             ssl_handshake_timeout=ANSWER_S_MAX,
-            ssl_shutdown_timeout=SHUTDOWN_S_MAX,
+            ssl_shutdown_timeout=sockets.SHUTDOWN_S_MAX,
         )
     except ssl.SSLError as error:
         raise JoinRefused(f"what listens at {address} is no Pilotlight manager ({error.reason or error})") from error

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from typing import Any
 
-from pilotlight.connection import Connection, frame
+from pilotlight.connection import LENGTH, Connection, frame
 from pilotlight.core.errors import LinkClosed
-
-_LENGTH = struct.Struct(">I")
 
 
 class FirstFrame(asyncio.Protocol):
@@ -59,15 +56,15 @@ class FirstFrame(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         self._buffer += data
-        if len(self._buffer) < _LENGTH.size:
+        if len(self._buffer) < LENGTH.size:
             return
-        (length,) = _LENGTH.unpack_from(self._buffer)
-        size = len(self._buffer) - _LENGTH.size
+        (length,) = LENGTH.unpack_from(self._buffer)
+        size = len(self._buffer) - LENGTH.size
         if length > self._bytes_max or size > length or self.body.done():
             self._fail("the other end does not speak Pilotlight's language")
             self.abort()
         elif size == length:
-            self.body.set_result(bytes(self._buffer[_LENGTH.size :]))
+            self.body.set_result(bytes(self._buffer[LENGTH.size :]))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""

@@ -29,7 +29,6 @@ STRANGER_S_MAX = 10.0
 """Who was not let in by then is closed."""
 STRANGERS_MAX = 256
 """Beyond, the one that has waited longest is closed: who knows the way in needs milliseconds."""
-SHUTDOWN_S_MAX = 2.0
 BACKLOG = 512
 FULL_S = 0.1
 """How long to accept nobody when the system has no room for another connection."""
@@ -130,7 +129,7 @@ class Gate:
                 sock,
                 ssl=self._keys.context,
                 ssl_handshake_timeout=STRANGER_S_MAX,
-                ssl_shutdown_timeout=SHUTDOWN_S_MAX,
+                ssl_shutdown_timeout=sockets.SHUTDOWN_S_MAX,
             )
             knock = read_knock(await stranger.body)
             door = self._doors.get(knock.role)

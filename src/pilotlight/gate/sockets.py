@@ -11,6 +11,8 @@ import socket
 from pilotlight.core.errors import ConfigError
 from pilotlight.gate.tokens import Role
 
+SHUTDOWN_S_MAX = 2.0
+"""How long a peer may take to answer the end of TLS."""
 VANISHED_S: dict[Role, float] = {"worker": 3.0, "client": 60.0}
 """A peer whose machine answers nothing for so long has vanished. A suspended client may be long in reading."""
 

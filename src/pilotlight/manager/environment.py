@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pilotlight.wire import DeviceSpec, Environment
+from pilotlight.wire import DeviceSpec, Environment, minor_of
 
 OF_USE = ("transformers", "python")
 """The runtimes that somebody would start a worker for."""
@@ -78,17 +78,13 @@ def judge(
 
 
 def _other_python(found: Environment, pool: Environment) -> str:
-    theirs, ours = _minor(found.python), _minor(pool.python)
+    theirs, ours = minor_of(found.python), minor_of(pool.python)
     if not theirs or not ours or theirs == ours:
         return ""
     return (
         f"it has Python {found.python}, and functions travel as code of this pool's Python {ours}: "
         f"start the worker with Python {ours}"
     )
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
 
 
 def _differences(found: Environment, pool: Environment, others: Mapping[str, Environment]) -> list[str]:
