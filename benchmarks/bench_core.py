@@ -57,8 +57,7 @@ class Fleet:
         self.scheduler = Scheduler(options)
         self._timed = timed
         self.now = 0.0
-        self.rows = 0
-        self.read = 0
+        self.rows = 10**9
         self.seen: dict[str, list[float]] = {}
         self.leases: dict[str, deque[str]] = {}
         self.live: dict[str, None] = {}
@@ -125,8 +124,9 @@ class Fleet:
                     fact = ev.ReplicaFact("d", "v", f"{name}/1", ReplicaState.LIVE, WANTED, 10, load_s=1.0)
                     self._todo.append(ev.ReplicaReported(name, fact))
             case do.ReadRows(job_id, rows):
-                start, self.read = self.read, min(self.rows, self.read + rows)
-                self._todo.append(ev.RowsRead(job_id, start, self.read, self.read == self.rows))
+                start = self.scheduler.state.jobs[job_id].read_upto
+                stop = min(self.rows, start + rows)
+                self._todo.append(ev.RowsRead(job_id, start, stop, stop == self.rows))
             case _:
                 pass
 
@@ -222,6 +222,25 @@ def measure(workers: int, requests: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def planned_s(workers: int) -> tuple[float, float]:
+    """CPU seconds of the longest step until all of so many idle devices are placed: for a first job, and for a second
+    on another context, with which they are divided."""
+    fleet = Fleet()
+    for _ in range(workers):
+        fleet.join()
+    longest: list[float] = []
+    for variant in (VARIANT, Variant("w", "other", 10)):
+        fleet.seen = {}
+        fleet.put(ev.JobSubmitted(f"job of {variant.variant_id}", "job", variant))
+        for _ in range(4):
+            fleet.now += 10.0
+            for name in fleet.scheduler.state.workers:
+                fleet.put(ev.WorkerHeard(name, 0))
+            fleet.tick()
+        longest.append(max(most for _, _, most in fleet.seen.values()))
+    return longest[0], longest[1]
+
+
 def pending_bytes(requests: int) -> float:
     """What the belief about requests that no worker can take yet costs, for each million."""
     gc.collect()
@@ -293,9 +312,12 @@ def main() -> None:
     kinds = list(dict.fromkeys(kind for figures in found for kind in figures["us_by_kind"]))
     by_kind = [[kind, *(f"{figures['us_by_kind'].get(kind, 0.0):.1f}" for figures in found)] for kind in kinds]
     show("us by kind of event", ["workers, requests", *(f"{w:,}, {r:.0e}" for w, r in sizes)], by_kind)
+    plans = [(workers, *planned_s(workers)) for workers in arguments.workers]
+    plans_table = [[f"{workers:,}", *(f"{1e3 * s:.0f}" for s in both)] for workers, *both in plans]
+    show("Plans for idle devices, longest step", ["workers", "first job, ms", "a second beside it, ms"], plans_table)
     ratio = found[len(arguments.workers) - 1]["us_per_event"] / found[0]["us_per_event"]
     print(f"{arguments.workers[-1]:,} workers / {arguments.workers[0]:,} workers: {ratio:.2f}")
-    save("core", {"sizes": found, "ratio": ratio})
+    save("core", {"sizes": found, "plans": plans, "ratio": ratio})
 
 
 if __name__ == "__main__":

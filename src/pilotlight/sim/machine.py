@@ -111,7 +111,8 @@ class Machine:
         """Time passed; a sign of life where no results went out for a while."""
         if self.gone or self.paused:
             return
-        self.hear(ev.Tick())
+        if self._around.checking or self.agent.due_s <= self._clock.now:
+            self.hear(ev.Tick())
         if not self.gone and self._clock.now - self.heard_s >= self._around.pace.heard_s:
             self.heard_s = self._clock.now
             self.say(ev.WorkerHeard(self.name, self.agent.started))
