@@ -11,8 +11,8 @@ import pytest
 
 from pilotlight.core import events as ev
 from pilotlight.core.transitions import Level
-from pilotlight.worker import filecopy
-from pilotlight.worker.cache import Cache, Staged
+from pilotlight.files import filecopy
+from pilotlight.files.cache import Cache, Staged
 from pilotlight.worker.copies import Copies, CopyEvent
 from pilotlight.worker.parking import Parking
 

@@ -83,8 +83,8 @@ def dialling_link(file: Path, name: str) -> WorkerLink:
 def copies(root: Path, limit_bytes: int, scratch: Path, tell: Callable[[CopyEvent], None]) -> Copies:
     """What stages and parks files for one worker. root: of the machine's cache, of at most so many bytes (0: what the
     disk allows; half of the free memory where the cache is in memory). scratch: its own folder."""
+    from pilotlight.files.cache import Cache
     from pilotlight.worker import devices, place
-    from pilotlight.worker.cache import Cache
     from pilotlight.worker.copies import Copies
     from pilotlight.worker.parking import Parking
 

@@ -15,9 +15,9 @@ from typing import TypeVar, cast
 
 from pilotlight.core import events as ev
 from pilotlight.core.transitions import Level
+from pilotlight.files.cache import Cache, Staged
+from pilotlight.files.locks import CopyError
 from pilotlight.worker import log
-from pilotlight.worker.cache import Cache, Staged
-from pilotlight.worker.locks import CopyError
 from pilotlight.worker.parking import Parked, Parking, digests_of
 
 T = TypeVar("T")

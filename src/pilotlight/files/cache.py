@@ -27,10 +27,10 @@ from pathlib import Path
 import msgspec
 
 from pilotlight.durable import sync_folder
-from pilotlight.worker import eviction, filecopy, manifest, modelfiles
-from pilotlight.worker.locks import CopyError, held, take, try_take
-from pilotlight.worker.manifest import Entry, Manifest
-from pilotlight.worker.modelfiles import Source
+from pilotlight.files import eviction, filecopy, manifest, modelfiles
+from pilotlight.files.locks import CopyError, held, take, try_take
+from pilotlight.files.manifest import Entry, Manifest
+from pilotlight.files.modelfiles import Source
 
 STRIPES = 256
 """Lock files for making things: two things that share one wait for each other without need, and nothing more."""

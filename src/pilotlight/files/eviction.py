@@ -18,8 +18,8 @@ from typing import Protocol
 
 import msgspec
 
-from pilotlight.worker.locks import try_take
-from pilotlight.worker.manifest import Entry, Manifest
+from pilotlight.files.locks import try_take
+from pilotlight.files.manifest import Entry, Manifest
 
 IDLE_S_MIN = 1.0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from pilotlight.worker.locks import CopyError
+from pilotlight.files.locks import CopyError
 
 WEIGHTS = frozenset({".safetensors", ".gguf"})
 NEEDLESS = frozenset({".bin", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".onnx", ".md", ".png", ".jpg", ".pdf"})
