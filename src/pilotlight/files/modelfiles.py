@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from pilotlight.files.locks import CopyError
+from pilotlight.files.manifest import FILES_MAX
 
 WEIGHTS = frozenset({".safetensors", ".gguf"})
 NEEDLESS = frozenset({".bin", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".onnx", ".md", ".png", ".jpg", ".pdf"})
@@ -21,8 +22,6 @@ COPIES = frozenset({"original", "onnx", "openvino", "coreml", "metal", "__pycach
 """Folders with the same weights once more."""
 SKIPPED = (".", "checkpoint-")
 """How folders begin that hold no part of the model: hidden ones, and what training left behind."""
-FILES_MAX = 500
-"""A folder with more is no model's alone; each file in the making takes a descriptor."""
 HUB_BLOB_NAME_LENGTHS = frozenset({40, 64})
 
 
