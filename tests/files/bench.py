@@ -50,7 +50,8 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.cache = Cache(folder)
-        self.service = FileService(folder, host="127.0.0.1")
+        self.host = "127.0.0.1"
+        self.service = FileService(folder)
 
     @property
     def url(self) -> str:
@@ -78,7 +79,11 @@ class Machine:
 
 @contextlib.asynccontextmanager
 async def serving(*machines: Machine) -> AsyncGenerator[None]:
-    await asyncio.gather(*(machine.service.start() for machine in machines))
+    for machine in machines:
+        if machine.host:
+            machine.service.listen(machine.host)
+        machine.service.start()
+    await asyncio.gather(*(machine.service.ready() for machine in machines))
     try:
         yield
     finally:

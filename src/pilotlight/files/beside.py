@@ -1,12 +1,11 @@
 """The file service's process as the one beside it holds it: an agent, or a manager that listens.
 
-It is started again when it dies, with the same key and on the same port, so that what was told of it stays true.
+It is started again when it dies, with the same key and port, so that what was told of it stays true.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import socket
 import subprocess
@@ -15,53 +14,80 @@ from pathlib import Path
 
 from pilotlight.core.errors import ConfigError
 from pilotlight.files import tokens
-from pilotlight.files.control import Answer, Configure, Control, Describe, Described, Ready, Reply
+from pilotlight.files.control import Answer, Configure, Control, Describe, Described, Listen, Ready, Reply, Take
 from pilotlight.files.locks import CopyError
 
 START_S_MAX = 60.0
 AGAIN_S = 1.0
+BACKLOG = 128
 END_S_MAX = 2.0
 
 
 class FileService:
-    """A file service over a cache. host: where it listens (empty: nowhere); port: 0: any.
+    """A file service over a cache. `start` once, `close` at the end; all methods run in one event loop.
 
-    `start` once, `close` at the end; all methods run in one event loop.
+    It serves connections that are handed over, and after `listen` those that come to a port of its own. The socket of
+    that port is this process's too, so that who dials while a service is started again has to wait, no more.
     """
 
-    def __init__(self, cache: Path, *, host: str = "", port: int = 0) -> None:
+    def __init__(self, cache: Path, *, port: int = 0) -> None:
+        """port: for `listen`; 0: any."""
         self.key = tokens.fresh_key()
         self.port = port
         self._cache = cache
-        self._host = host
+        self._listener: socket.socket | None = None
+        self._models: dict[str, str] = {}
+        """What was described, with its identity: a new process has to look once more."""
         self._control: Control | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._staying: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Described]] = {}
 
-    async def start(self) -> None:
-        """Have it ready. Raises `ConfigError` where its port can't be had."""
-        control = await self._spawn()
-        self._staying = asyncio.get_running_loop().create_task(self._stay(control))
+    def start(self) -> None:
+        """Have it from now on, as soon as its process is there."""
+        self._staying = asyncio.get_running_loop().create_task(self._stay())
+
+    async def ready(self) -> None:
+        """Wait for its process. Raises `CopyError` where that takes too long."""
+        try:
+            async with asyncio.timeout(START_S_MAX):
+                await self._ready.wait()
+        except TimeoutError:
+            raise CopyError("the file service does not start") from None
+
+    def listen(self, host: str) -> None:
+        """Have a port at one address of this machine. Raises `ConfigError` where it can't be had."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._listener = socket.create_server((host, self.port), family=family, backlog=BACKLOG)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"files can't be served at port {self.port} of {host}: {reason}") from error
+        self.port = int(self._listener.getsockname()[1])
+        if self._control is not None:
+            self._control.hand_over(Listen(), self._listener)
 
     def hand_over(self, connection: socket.socket) -> None:
         """Let it serve an accepted connection, from which nothing was read. Closes it where that is not possible."""
-        if self._control is None:
-            connection.close()
-        else:
-            self._control.hand_over(connection)
+        with connection:
+            if self._control is not None:
+                self._control.hand_over(Take(), connection)
 
-    async def describe(self, model: str) -> Described:
+    async def describe(self, model: str, identity: str = "") -> Described:
         """A model's files by digest, which are served from now on. May take as long as reading them all. Raises
         `CopyError`."""
+        await self.ready()
         if self._control is None:
-            raise CopyError("the file service is not there")
+            raise CopyError("the file service ended")
         number = next(self._numbers)
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
-            await self._control.send(Describe(number=number, model=model))
-            return await answer
+            await self._control.send(Describe(number=number, model=model, identity=identity))
+            described = await answer
+            self._models[model] = identity
+            return described
         finally:
             self._asked.pop(number, None)
 
@@ -71,50 +97,61 @@ class FileService:
             self._staying.cancel()
             await asyncio.gather(self._staying, return_exceptions=True)
         self._gone()
+        if self._listener is not None:
+            self._listener.close()
         if self._process is not None:
             await asyncio.to_thread(_end, self._process)
 
+    async def _stay(self) -> None:
+        while True:
+            try:
+                control = await self._spawn()
+            except OSError:  # no room for a process
+                await asyncio.sleep(AGAIN_S)
+                continue
+            while (reply := await control.receive()) is not None:
+                self._heard(reply)
+            self._gone()
+            control.close()
+            await asyncio.sleep(AGAIN_S)
+            if self._process is not None:
+                await asyncio.to_thread(_end, self._process)
+
     async def _spawn(self) -> Control:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = _begin(theirs)
         control = Control(ours, Reply)
-        await control.send(Configure(cache=str(self._cache), key=self.key, host=self._host, port=self.port))
-        ready: Ready | None = None
-        with contextlib.suppress(TimeoutError):
-            ready = await asyncio.wait_for(control.receive(), START_S_MAX)
-        if ready is None or ready.error:
-            control.close()
-            await asyncio.to_thread(_end, self._process)
-            raise ConfigError(f"the file service can't start: {ready.error if ready else 'it ended, or hangs'}")
-        self.port = ready.port
+        with theirs:
+            try:
+                self._process = _begin(theirs)
+            except BaseException:
+                control.close()
+                raise
+        await control.send(Configure(cache=str(self._cache), key=self.key))
+        if self._listener is not None:
+            control.hand_over(Listen(), self._listener)
+        for model, identity in self._models.items():
+            await control.send(Describe(number=0, model=model, identity=identity))
         self._control = control
         return control
 
-    async def _stay(self, control: Control) -> None:
-        while True:
-            while (reply := await control.receive()) is not None:
+    def _heard(self, reply: Reply) -> None:
+        match reply:
+            case Ready():
+                self._ready.set()
+            case Answer():
                 self._answered(reply)
-            self._gone()
-            while True:
-                await asyncio.sleep(AGAIN_S)
-                if self._process is not None:
-                    await asyncio.to_thread(_end, self._process)
-                with contextlib.suppress(ConfigError, OSError):  # no room for a process, or its port is not free yet
-                    control = await self._spawn()
-                    break
 
-    def _answered(self, reply: Reply) -> None:
-        answer = self._asked.get(reply.number) if isinstance(reply, Answer) else None
+    def _answered(self, reply: Answer) -> None:
+        answer = self._asked.get(reply.number)
         if answer is None or answer.done():
             return
-        assert isinstance(reply, Answer)
         if reply.described is not None:
             answer.set_result(reply.described)
         else:
             answer.set_exception(CopyError(reply.error))
 
     def _gone(self) -> None:
+        self._ready.clear()
         if self._control is not None:
             self._control.close()
             self._control = None

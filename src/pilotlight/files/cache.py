@@ -74,6 +74,25 @@ class Cache:
         self._read = read
         self._clock = clock
 
+    @property
+    def name(self) -> str:
+        """What tells this cache from every other, on whatever machine; made by whoever asks first. Raises
+        `CopyError`."""
+        path = self.root / "name"
+        with self._explained():
+            self._prepare()
+            with contextlib.suppress(FileNotFoundError):
+                return path.read_text()
+            with self.temporary() as (fd, fresh):
+                os.write(fd, secrets.token_hex(8).encode())
+                try:
+                    os.link(fresh, path)
+                except FileExistsError:
+                    pass  # another was first
+                except OSError:
+                    fresh.replace(path)  # a file system without hard links
+            return path.read_text()
+
     # --- variants
 
     def make(self, variant_id: str, model: Path) -> Staged:

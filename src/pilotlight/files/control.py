@@ -1,6 +1,7 @@
 """What a file service and the process that started it say to each other, over a Unix socket between the two.
 
-Lines of JSON; with `Take` comes a descriptor. Only these two hold the socket, so nothing here is checked for malice.
+Lines of JSON; with `Take` and `Listen` comes a descriptor. Only these two hold the socket, so nothing here is checked for
+malice.
 """
 
 from __future__ import annotations
@@ -21,34 +22,34 @@ class Said(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Configure(Said, frozen=True, kw_only=True):
-    """First word to a service. cache: the cache's folder. key: what its tokens are made with. host: where to listen
-    (empty: nowhere, connections are handed over); port: 0: any."""
+    """First word to a service. cache: the cache's folder. key: what its tokens are made with."""
 
     cache: str
     key: bytes
-    host: str = ""
-    port: int = 0
 
 
 class Take(Said, frozen=True, kw_only=True):
     """An accepted connection is handed over."""
 
 
+class Listen(Said, frozen=True, kw_only=True):
+    """A listening socket is handed over."""
+
+
 class Describe(Said, frozen=True, kw_only=True):
-    """What does a model's folder (or file) consist of? Answered by `Answer` with the same number."""
+    """What does a model's folder (or file) consist of? Answered by `Answer` with the same number. identity: of the
+    model that should be there (see `identity`)."""
 
     number: int
     model: str
+    identity: str = ""
 
 
-Request = Configure | Take | Describe
+Request = Configure | Take | Listen | Describe
 
 
 class Ready(Said, frozen=True, kw_only=True):
-    """A service is there, on this port if it listens; or it can't be, and ends."""
-
-    port: int = 0
-    error: str = ""
+    """A service is there."""
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +83,7 @@ class Control:
         self._sending = asyncio.Lock()
 
     async def receive(self) -> Any:
-        """What comes next: a message, or the socket that came with `Take`; None when the other end is gone."""
+        """What comes next; None when the other end is gone. `taken` has the socket that comes with some messages."""
         while not self._lines:
             await self._readable()
             try:
@@ -96,8 +97,11 @@ class Control:
             self._fds.extend(fds)
             *lines, self._text = (self._text + data).split(b"\n")
             self._lines.extend(lines)
-        message = self._decode(self._lines.popleft())
-        return socket.socket(fileno=self._fds.popleft()) if isinstance(message, Take) else message
+        return self._decode(self._lines.popleft())
+
+    def taken(self) -> socket.socket:
+        """The socket that came with the message that was received last."""
+        return socket.socket(fileno=self._fds.popleft())
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -117,17 +121,11 @@ class Control:
             with contextlib.suppress(OSError):
                 await asyncio.get_running_loop().sock_sendall(self._sock, msgspec.json.encode(message) + b"\n")
 
-    def hand_over(self, connection: socket.socket) -> bool:
-        """Give a connection to the other end, and close it here. False where that is not possible now: it is closed."""
-        try:
-            if self._sending.locked():
-                return False
-            socket.send_fds(self._sock, [msgspec.json.encode(Take()) + b"\n"], [connection.fileno()])
-        except OSError:
-            return False
-        finally:
-            connection.close()
-        return True
+    def hand_over(self, message: Take | Listen, sock: socket.socket) -> None:
+        """Give a socket to the other end as well, unless that is too busy to take it now, or gone."""
+        if not self._sending.locked():
+            with contextlib.suppress(OSError):
+                socket.send_fds(self._sock, [msgspec.json.encode(message) + b"\n"], [sock.fileno()])
 
     def close(self) -> None:
         """Let the other end know that this one is gone."""

@@ -91,6 +91,13 @@ def of(model: Path) -> list[Source]:
     return [source for source in found if used is None or not _is_top_safetensors(source) or source.relative in used]
 
 
+def is_whole(model: Path) -> bool:
+    """Whether a model's folder has a configuration and all the weights that it names. Raises `CopyError`."""
+    names = {source.relative for source in of(model)}
+    weights = {name for name in names if Path(name).suffix in WEIGHTS}
+    return "config.json" in names and bool(weights) and (_used_weights(model, sorted(names)) or set()) <= names
+
+
 def unreadable(error: OSError, path: Path) -> str:
     """What the system says of a file, as a clause."""
     return f"{error.filename or path} can't be read: {error.strerror or error}"

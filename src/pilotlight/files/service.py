@@ -23,9 +23,9 @@ from typing import Any
 from aiohttp import web
 
 from pilotlight.core.errors import PilotlightError
-from pilotlight.files import locks, manifest, modelfiles, tokens
+from pilotlight.files import identity, locks, manifest, modelfiles, tokens
 from pilotlight.files.cache import Cache
-from pilotlight.files.control import Answer, Configure, Control, Describe, Described, Ready, Request
+from pilotlight.files.control import Answer, Configure, Control, Describe, Described, Listen, Ready, Request, Take
 from pilotlight.files.modelfiles import Source
 
 UPLOADS_MAX = 64
@@ -94,12 +94,10 @@ class Service:
                 elif time.monotonic() - since > IDLE_S:
                     transport.close()
 
-    async def listen(self, host: str, port: int) -> int:
-        """Accept connections on a port of our own, for ever; returns its number. Raises OSError."""
-        listener = socket.create_server((host, port), backlog=128)
+    def listen(self, listener: socket.socket) -> None:
+        """Accept connections there until `stop`."""
         listener.setblocking(False)
         self._tasks.append(asyncio.get_running_loop().create_task(self._accept(listener)))
-        return int(listener.getsockname()[1])
 
     async def _accept(self, listener: socket.socket) -> None:
         with listener:
@@ -202,10 +200,12 @@ class Service:
 
     # --- what a model consists of
 
-    def describe(self, model: str) -> Described:
+    def describe(self, model: str, known_as: str) -> Described:
         """A model's files by digest, each read at most once on this machine; they are served from then on. Raises
-        `CopyError`."""
+        `CopyError`, also where another model is there than the one of that identity."""
         path = Path(model)
+        if path.exists() and not identity.is_at(path, known_as):
+            raise locks.CopyError(f"{model} changed since the model was first asked for")
         files: dict[str, tuple[str, int]] = {}
         for source in modelfiles.of(path):
             digest = self._cache.digest(source)
@@ -273,18 +273,13 @@ async def _serve(control: Control) -> None:
     assert isinstance(configure, Configure)
     service = Service(configure)
     await service.start()
-    port = 0
-    if configure.host:
-        try:
-            port = await service.listen(configure.host, configure.port)
-        except OSError as error:
-            await control.send(Ready(error=f"port {configure.port} can't be listened on: {error.strerror}"))
-            return
-    await control.send(Ready(port=port))
+    await control.send(Ready())
     works: set[asyncio.Task[None]] = set()
     while (request := await control.receive()) is not None:
-        if isinstance(request, socket.socket):
-            await service.adopt(request)
+        if isinstance(request, Take):
+            await service.adopt(control.taken())
+        elif isinstance(request, Listen):
+            service.listen(control.taken())
         elif isinstance(request, Describe):
             work = asyncio.get_running_loop().create_task(_describe(service, control, request))
             works.add(work)
@@ -294,7 +289,7 @@ async def _serve(control: Control) -> None:
 async def _describe(service: Service, control: Control, request: Describe) -> None:
     answer: Answer
     try:
-        described = await asyncio.to_thread(service.describe, request.model)
+        described = await asyncio.to_thread(service.describe, request.model, request.identity)
         answer = Answer(number=request.number, described=described)
     except PilotlightError as error:
         answer = Answer(number=request.number, error=str(error))

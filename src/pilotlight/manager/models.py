@@ -7,9 +7,7 @@ imports a runtime, and the hub's library only when a hub id is given. It honours
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import stat
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +15,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pilotlight.core.errors import ConfigError, ModelNotFound
+from pilotlight.files import identity
 from pilotlight.manager import sampling
 from pilotlight.wire import Context, JobRequest
 
-WHOLE_BYTES_MAX = 32 << 20
-"""Files up to this size count with all of their content."""
-SAMPLE_BYTES = 1 << 20
-SAMPLES = 8
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _CODE = ["*.py"]
 _COPIES = ["consolidated*", "original/*"]
@@ -60,14 +55,14 @@ def resolve_context(context: Context) -> Context:
     options = dict(context.options)
     revision = options.pop("revision", None)
     code = bool(options.get("trust_remote_code"))
-    path, identity, name = resolve(context.model_path, revision, with_code=code)
+    path, known_as, name = resolve(context.model_path, revision, with_code=code)
     runtime = _RUNTIME_OF_AUTO if context.runtime == "auto" else context.runtime
     with _readable(context.model_path):
         memory_bytes = context.memory_bytes or weight_bytes(Path(path))
     return Context(
         runtime=runtime,
         name=name,
-        identity=identity,
+        identity=known_as,
         model_path=path,
         options=options,
         memory_bytes=memory_bytes,
@@ -86,14 +81,14 @@ def resolve(model: str, revision: str | None = None, *, with_code: bool = False)
                 raise ConfigError(f"--revision {revision} is for hub ids; {model} is a folder")
             folder = folder.resolve()
             _check_folder(folder, model)
-            return Resolved(str(folder), content_digest(folder), folder.name)
+            return Resolved(str(folder), identity.content_digest(folder), folder.name)
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise ModelNotFound(f"the model folder {model} does not exist")
     path = _snapshot(model, revision, _FILES + (_CODE if with_code else []))
     with _readable(model):
         _check_folder(path, model)
     # A snapshot's folder is named by its commit, whatever branch or tag was asked for.
-    return Resolved(str(path), f"{model}@{path.name}", model)
+    return Resolved(str(path), identity.of_commit(model, path.name), model)
 
 
 @contextlib.contextmanager
@@ -122,33 +117,7 @@ def _check_folder(folder: Path, model: str) -> None:
     raise ModelNotFound(f"{model} has no weights that can be used: there is no .safetensors file in {folder}")
 
 
-# --- identity ------------------------------------------------------------------------------------------------
-
-
-def content_digest(folder: Path) -> str:
-    """`sha256:` and 32 hex digits over a folder's files: names, sizes and content.
-
-    Files up to 32 MiB count with all of their content; of larger ones (weights) the size and eight samples of 1 MiB,
-    spread evenly from the first byte to the last. So a change inside a large file that keeps its size and misses
-    the samples is not seen: give hub ids, or a folder of another name and content, where that could happen.
-    """
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix in {".bin", ".pt", ".pth", ".md"}:
-            continue
-        status = path.stat()  # raises for a link whose target is gone: a part of the model is missing
-        if not stat.S_ISREG(status.st_mode):
-            continue
-        size = status.st_size
-        total.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            if size <= WHOLE_BYTES_MAX:
-                total.update(file.read())
-                continue
-            for sample in range(SAMPLES):
-                file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
-                total.update(file.read(SAMPLE_BYTES))
-    return f"sha256:{total.hexdigest()[:32]}"
+# --- size ---------------------------------------------------------------------------------------------------
 
 
 def weight_bytes(folder: Path) -> int:
