@@ -1,7 +1,6 @@
 """What a file service and the process that started it say to each other, over a Unix socket between the two.
 
-Lines of JSON; with `Take` and `Listen` comes a descriptor. Only these two hold the socket, so nothing here is checked for
-malice.
+Lines of JSON; with `Take` and `Listen` comes a descriptor. Only these two hold the socket, so malice is not expected.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONNECT_S = 5.0
 SILENCE_S = 10.0
-TRIES = 3
+TRIES = 2
 """A source is given up after so many tries in a row that brought nothing."""
 AGAIN_S = 0.2
 BUSY_S = 60.0

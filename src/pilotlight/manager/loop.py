@@ -222,6 +222,7 @@ class Manager:
                 self.roll.leave(worker_id)
                 self._keeper.give_up(worker_id)
                 self._forget_worker(worker_id)
+                self.offers.forget_worker(worker_id)
             case do.Note():
                 self.note(decision.level, decision.text, decision.subject)
 
@@ -433,7 +434,6 @@ class Manager:
         """What was kept for a worker's connection is void."""
         self._acks.pop(worker_id, None)
         self._early.forget_worker(worker_id)
-        self.offers.forget_worker(worker_id)
         self.ledger.forget_worker(worker_id)
         for job in self.jobs.values():
             job.sent_to.discard(worker_id)
