@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     parent_pid = os.getppid()
     try:
         spec = read_spec(Path(options.pool_dir))
+        if spec.cache_dir:
+            os.environ[place.VARIABLE] = spec.cache_dir  # for whatever this process keeps there
         epoch = _take_epoch(Path(options.pool_dir), spec)
         asyncio.run(_serve(options.pool_dir, spec, epoch, options.ready_fd, parent_pid))
         _tidy(Path(options.pool_dir), spec)

@@ -1,4 +1,4 @@
-"""Which model a request means: a folder or a hub id, resolved once to a folder on disk and an identity.
+"""Which model a request means: a folder, a URL or a hub id, resolved once to a folder on disk and an identity.
 
 The identity says which answers to expect: a hub model's commit, or a digest of a folder's content. Nothing here
 imports a runtime, and the hub's library only when a hub id is given. It honours HF_HOME, HF_TOKEN and HF_HUB_OFFLINE.
@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pilotlight.core.errors import ConfigError, ModelNotFound
-from pilotlight.files import identity
-from pilotlight.manager import sampling
+from pilotlight.files import identity, place
+from pilotlight.manager import origins, sampling
 from pilotlight.wire import Context, JobRequest
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _CODE = ["*.py"]
 _COPIES = ["consolidated*", "original/*"]
 """The same weights once more, in a layout that no runtime of ours reads."""
+_HUB = "hf://"
 _RUNTIME_OF_AUTO = "transformers"
 
 
@@ -72,8 +73,19 @@ def resolve_context(context: Context) -> Context:
 def resolve(model: str, revision: str | None = None, *, with_code: bool = False) -> Resolved:
     """Find a model. Raises `ModelNotFound`, with the command that would fetch it where one would.
 
-    model: a folder, or a hub id at `revision` (a branch, tag or commit). with_code: fetch its Python files too.
+    model: a folder, a URL, or a hub id (also as hf://owner/name) at `revision` (a branch, tag or commit). with_code:
+    fetch its Python files too.
     """
+    if origins.is_url(model) and not model.startswith(_HUB):
+        if revision is not None:
+            raise ConfigError(f"--revision {revision} is for hub ids; {origins.shown_as(model)} is a URL")
+        folder = origins.fetch(model, place.choose("").path, with_code=with_code)
+        with _readable(model):
+            _check_folder(folder, origins.shown_as(model))
+            return Resolved(str(folder), identity.content_digest(folder), origins.shown_as(model))
+    if model.startswith(_HUB):
+        model, _, branch = model.removeprefix(_HUB).partition("@")
+        revision = revision or branch or None
     with _readable(model):
         folder = Path(os.path.expanduser(model))  # Path's own raises where there is no such user
         if folder.is_dir():
