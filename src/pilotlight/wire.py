@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-VERSION = 3
+VERSION = 4
 
 ResultFormat = Literal["pilotlight", "openai"]
 
