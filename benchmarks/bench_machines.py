@@ -27,6 +27,7 @@ from pilotlight.core import events as ev
 from pilotlight.core.ranges import IndexSet
 from pilotlight.core.story.records import Began, Step
 from pilotlight.core.transitions import ReplicaState
+from pilotlight.files.identity import content_digest
 from pilotlight.io import eventfile
 from pilotlight.wire import Context
 from tests.faults.harness import playground
@@ -238,13 +239,15 @@ def _spread(world: Machines, size: int) -> tuple[float, int]:
         for _ in range(max(1, size >> 24)):
             file.write(os.urandom(min(size, 1 << 24)))
     (model / "config.json").write_text("{}")
+    for host in world.net.hosts[1:]:  # it is on one machine only
+        host.start(["mount", "-t", "tmpfs", "none", str(model)], os.environ).wait()
     for number, host in enumerate(world.net.hosts[1:]):
         world.worker(host, f"w{number}")
     world.until(lambda: len(world.processes("worker", world.net.hosts[1:])) >= len(world.net.hosts) - 1, "they start")
     time.sleep(3.0)
     before, began = world.net.hosts[0].sent_bytes(), time.monotonic()
     with Client(world.pool / "client.sock") as client:
-        context = Context(runtime="echo", name="echo", identity=f"echo of {size}", model_path=str(model))
+        context = Context(runtime="echo", name="echo", identity=content_digest(model), model_path=str(model))
         source = claims.write(world.ground.folder / "claims.jsonl", 20_000, sleep_s=0.05)
         job = client.submit(request(source, world.ground.folder / "out.jsonl", context=context)).job
         client.seen(

@@ -54,6 +54,11 @@ class Frames:
         return bodies
 
 
+def bracketed(host: str) -> str:
+    """A host as it stands in URLs and before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
 def frame(body: bytes) -> bytes:
     """A body as it travels."""
     return LENGTH.pack(len(body)) + body
@@ -89,6 +94,18 @@ class Connection(asyncio.Protocol):
     def closed(self) -> bool:
         """Whether nothing more can be sent."""
         return self._closed or self._closing
+
+    @property
+    def ends(self) -> tuple[str, str] | None:
+        """Of a TCP connection, the other end's `host:port` and this end's host, as numbers; None of any other."""
+        if self._transport is None:
+            return None
+        there: Any = self._transport.get_extra_info("peername")
+        here: Any = self._transport.get_extra_info("sockname")
+        if isinstance(there, (str, bytes)) or not there:  # a Unix socket
+            return None
+        host, port = there[:2]
+        return f"{bracketed(host)}:{port}", here[0]
 
     @property
     def full(self) -> bool:

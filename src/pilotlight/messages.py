@@ -16,8 +16,11 @@ from pilotlight.wire import (
     DeviceSpec,
     Environment,
     JobRequest,
+    Listing,
+    Offer,
     Operation,
     ResultChunk,
+    Served,
     Span,
     Struct,
 )
@@ -290,11 +293,15 @@ class Revoke(Message, frozen=True, kw_only=True):
 
 
 class SourceNamed(Message, frozen=True, kw_only=True):
-    """Answer to `SourceAsked`: stage from this worker's machine, or (if empty) from where the context says."""
+    """Answer to `SourceAsked`: stage from this worker's machine, or (if empty) from where the context says. offer: how
+    to fetch it; none where the worker is to read the model's own folder. refusal: why there is no offer, where one was
+    asked for."""
 
     epoch: int
     variant: str
     source: str = ""
+    offer: Offer | None = None
+    refusal: str = ""
 
 
 class ForgetJob(Message, frozen=True, kw_only=True):
@@ -359,19 +366,21 @@ class Resident(Struct, frozen=True, kw_only=True):
 
 class Copy(Struct, frozen=True, kw_only=True):
     """A variant's files in this worker's memory (parked) or on its disk (staged). bytes: 0 when they are gone.
-    took_s: how long that took. context: as in `Resident`."""
+    took_s: how long that took. context: as in `Resident`. listing: of a staged copy that this worker serves."""
 
     variant: str
     level: Literal["parked", "staged"]
     bytes: int
     took_s: float = 0.0
     context: Context | None = None
+    listing: Listing | None = None
 
 
 class Join(Message, frozen=True, kw_only=True):
     """First message on each connection of a worker; the inventory overrides what the manager believed. memory_bytes:
-    host memory for parked copies. serves_files: workers of other machines can fetch what it has staged. environment,
-    cache: what it can run, and where its machine's cache lies."""
+    host memory for parked copies. serves: how workers of other machines can fetch what it has staged; None: they can't.
+    environment, cache: what it can run, and where its machine's cache lies. cache_name: what tells that cache from
+    every other: workers with the same one share its files."""
 
     version: int = VERSION
     worker: str
@@ -379,11 +388,12 @@ class Join(Message, frozen=True, kw_only=True):
     host: str
     devices: list[DeviceSpec]
     memory_bytes: int = 0
-    serves_files: bool = False
+    serves: Served | None = None
     residents: list[Resident] = []
     copies: list[Copy] = []
     environment: Environment | None = None
     cache: CacheView | None = None
+    cache_name: str = ""
 
 
 class Reported(Message, frozen=True, kw_only=True):
@@ -400,9 +410,11 @@ class Kept(Message, frozen=True, kw_only=True):
 
 class SourceAsked(Message, frozen=True, kw_only=True):
     """From where should this variant's files be staged? Answered by `SourceNamed` when it is this worker's turn; asked
-    again on each connection and once a minute."""
+    again on each connection and once a minute. remote: the model's folder is not on this machine, so it takes an offer
+    to read the origin."""
 
     variant: str
+    remote: bool = False
 
 
 class CopyFailed(Message, frozen=True, kw_only=True):

@@ -52,6 +52,12 @@ class WorkerLink(Protocol):
         can. May be called again after `on_lost`."""
         ...
 
+    @property
+    def ends(self) -> tuple[str, str] | None:
+        """Where the manager was reached, as `host:port`, and the address of this machine on that way; None where that
+        is no network."""
+        ...
+
     def send(self, message: WorkerMessage) -> None:
         """Send, without waiting. Where the connection is gone nothing happens; `on_lost` tells."""
         ...

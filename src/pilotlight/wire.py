@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-VERSION = 3
+VERSION = 4
 
 ResultFormat = Literal["pilotlight", "openai"]
 
@@ -203,6 +203,44 @@ class ResultChunk(Struct, frozen=True, array_like=True):
     def count(self) -> int:
         """Number of rows."""
         return sum(stop - start for start, stop in self.spans)
+
+
+# --- files ---------------------------------------------------------------------------------------------------
+
+
+class FileFact(Struct, frozen=True, array_like=True):
+    """A file's content: its SHA-256 in hexadecimal, and its size in bytes."""
+
+    digest: str
+    size: int
+
+
+class Listing(Struct, frozen=True, kw_only=True):
+    """The files of a variant by their paths below its folder. single: the model is that one file, not a folder."""
+
+    files: dict[str, FileFact]
+    single: bool = False
+
+
+class Served(Struct, frozen=True, kw_only=True):
+    """A worker's file service. url: where other machines reach it. key: what its tokens are made with. now_s: the
+    monotonic clock of its machine, by which they expire."""
+
+    url: str
+    key: bytes
+    now_s: float
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """What a worker may fetch. url: of the file service; empty: the manager's, at the address where the worker reached
+    the manager. tokens: by digest."""
+
+    listing: Listing
+    tokens: dict[str, str]
+    url: str = ""
+
+
+# --- workers and pools ---------------------------------------------------------------------------------------
 
 
 class DeviceSpec(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from pilotlight.core import events as ev
 from pilotlight.core.agent import Agent
 from pilotlight.core.allocation import Options
 from pilotlight.core.fetches import FETCH_S_MAX
-from pilotlight.core.files import ALONE_S, ASK_S
+from pilotlight.core.files import AGAIN_S, ALONE_S, ASK_S, TRIES_MAX
 from pilotlight.core.model import Device, Variant
 from pilotlight.core.policy.sources import FAILURES_MAX, FAN_OUT, ORIGIN_READERS, PEERS_TRIED_MAX, choose
 from pilotlight.core.scheduler import Scheduler
@@ -224,23 +224,90 @@ class Desk:
 READERS = [f"r{n}" for n in range(ORIGIN_READERS)]
 
 
-def crowded(*waiting: str) -> Desk:
+def crowded(*waiting: str, serve: bool = True) -> Desk:
     """The origin has all the readers that it may have, and these wait."""
     desk = Desk()
-    desk.join(*READERS, *waiting)
+    desk.join(*READERS)
+    desk.join(*waiting, serves=serve)
     assert desk.ask(*READERS) == [(name, "") for name in READERS]
     assert desk.ask(*waiting) == []
     return desk
 
 
 def test_who_waits_is_served_in_turn_as_places_become_free() -> None:
-    desk = crowded("a", "b", "c", "d")
+    desk = crowded("a", "b", "c", "d", serve=False)
     assert desk.ask("a") == [], "asking again changes nothing"
     desk.made("r0")
     assert desk.named[ORIGIN_READERS:] == [("a", "r0"), ("b", "r0"), ("c", "")]
     desk.failed("r1", "")
     assert desk.named[-1] == ("d", "")
     assert desk.ask("d") == [("d", "")], "the same answer, should the first be lost"
+
+
+def test_who_fetches_passes_on_what_comes_to_a_tree_of_others() -> None:
+    desk = Desk()
+    names = [f"w{n}" for n in range(8)]
+    desk.join(*names)
+    desk.put(ev.SourceAsked("w0", "v", remote=True))
+    assert desk.ask(*names[1:]) == [
+        ("w1", "w0"),
+        ("w2", "w0"),
+        ("w3", "w1"),
+        ("w4", "w2"),
+        ("w5", "w1"),
+        ("w6", "w2"),
+        ("w7", "w3"),
+    ]
+    for name in names:
+        desk.made(name)
+    desk.join("late")
+    assert desk.ask("late") == [("late", "w0")], "all of them are free again"
+
+
+def test_who_reads_the_origins_folder_passes_on_nothing_before_it_has_it() -> None:
+    desk = Desk()
+    desk.join("a", "b", "c")
+    assert desk.ask("a", "b") == [("a", ""), ("b", "")]
+    desk.put(ev.SourceAsked("a", "v", remote=True))
+    assert desk.named[-1] == ("a", ""), "it could not read it: the answer now says how to fetch it"
+    assert desk.ask("c") == [("c", "a")]
+
+
+def test_nobody_fetches_from_who_fetches_through_it() -> None:
+    desk = Desk()
+    desk.join("a", "b", "c")
+    desk.put(ev.SourceAsked("a", "v", remote=True))
+    assert desk.ask("b", "c") == [("b", "a"), ("c", "a")]
+    desk.failed("a", "")
+    desk.failed("c", "a")
+    assert desk.ask("a") == [("a", "")], "b would have it from a itself"
+    assert desk.ask("c") == [("c", "b")]
+
+
+def test_a_source_that_is_cut_is_left_by_who_fetches_through_it_and_gone_on_without() -> None:
+    desk = Desk()
+    desk.join("a", "b", "c")
+    desk.put(ev.SourceAsked("a", "v", remote=True))
+    desk.ask("b", "c")
+    desk.put(ev.WorkerLost("a", "killed"))
+    desk.failed("b", "a")
+    desk.put(ev.SourceAsked("b", "v", remote=True))
+    assert desk.named[-1] == ("b", "")
+    desk.failed("c", "a")
+    assert desk.ask("c") == [("c", "b")]
+
+
+def test_a_peer_that_nobody_reaches_is_found_out_while_it_still_fetches() -> None:
+    desk = Desk()
+    names = [f"w{n}" for n in range(FAILURES_MAX + 2)]
+    desk.join("shut", *names)
+    desk.put(ev.SourceAsked("shut", "v", remote=True))
+    for name in names[:FAILURES_MAX]:
+        assert desk.ask(name) == [(name, "shut")]
+        desk.failed(name, "shut")
+    assert desk.ask(names[-1]) == [(names[-1], "")]
+    desk.made("shut")
+    assert desk.ask(names[-2])[0][1] != "shut", "that it has them now makes it no easier to reach"
 
 
 def test_a_named_peer_that_fails_is_not_named_to_that_worker_again() -> None:
@@ -317,6 +384,28 @@ def test_one_worker_of_a_host_fetches_and_the_next_takes_over_if_it_fails() -> N
     assert desk.named[-1] == ("a", ""), "it finds them on its disk"
     desk.put(ev.CopyReported("c", ev.CopyFact("v", Level.STAGED, 0)))
     assert desk.ask("c") == [("c", "")]
+
+
+def test_where_nothing_else_can_be_read_the_origin_is_tried_again() -> None:
+    agent = Agent("w", (Device("cpu", "cpu", 100, is_host=True),), 10.0, 100)
+    agent.handle(ev.ManagerFound(1), 0.0)
+    agent.handle(ev.WantsChanged(1, 1, (("cpu", V, Level.LIVE),)), 0.0)
+    now, pauses = 0.0, []
+    for _ in range(TRIES_MAX):
+        assert agent.handle(ev.SourceNamed(1, "v", ""), now) == [do.MakeCopy("v", Level.STAGED, "")]
+        out = agent.handle(ev.CopyFailed("v", Level.STAGED, "no answer", remote=True), now)
+        assert out == [do.SendCopyFailed("v", Level.STAGED, "", "no answer")]
+        asked, began_s = False, now
+        while not asked:
+            now += 0.5
+            asked = do.AskSource("v") in agent.handle(ev.Tick(), now)
+            assert now < began_s + ASK_S + 10
+        pauses.append(now - began_s)
+    assert pauses == [AGAIN_S * 2**n for n in range(TRIES_MAX)]
+    agent.handle(ev.SourceNamed(1, "v", ""), now)
+    out = agent.handle(ev.CopyFailed("v", Level.STAGED, "no answer", remote=True), now)
+    assert do.AskSource("v") not in out
+    assert isinstance(out[-1], do.MakeCopy), "a load from where the model is said to be will tell what is wrong"
 
 
 # --- what is told

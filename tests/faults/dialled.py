@@ -107,9 +107,9 @@ class Dialled:
         """The pool's TCP port."""
         return int((self.pool.folder / "port").read_text())
 
-    def worker(self, name: str, file: Path | None = None) -> subprocess.Popen[str]:
+    def worker(self, name: str, file: Path | None = None, *options: str) -> subprocess.Popen[str]:
         """Start one more worker."""
-        process = self.ground.start("worker", "--pool", file or self.file, "--name", name)
+        process = self.ground.start("worker", "--pool", file or self.file, "--name", name, *options)
         self.workers.append(process)
         return process
 

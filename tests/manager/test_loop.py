@@ -41,6 +41,7 @@ from pilotlight.wire import (
     JobRequest,
     Operation,
     ResultChunk,
+    Served,
     StreamInput,
     StreamOutput,
 )
@@ -255,8 +256,8 @@ def test_a_worker_hears_from_where_to_stage_and_a_place_that_it_leaves_is_for_an
         variant = variant_id_of(model)
         has = [Copy(variant=variant, level="staged", bytes=7, context=model)]
         for name in ("far", "deaf"):
-            serves = name == "far"
-            link.say(name, Join(worker=name, pid=1, host=name, devices=[], copies=has, serves_files=serves))
+            serves = Served(url="http://far:1", key=b"k", now_s=0.0) if name == "far" else None
+            link.say(name, Join(worker=name, pid=1, host=name, devices=[], copies=has, serves=serves))
         for name in ("a", "b", "c"):
             link.say(name, Join(worker=name, pid=1, host=name, devices=[]))
             link.say(name, SourceAsked(variant=variant))

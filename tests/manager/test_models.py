@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 from pilotlight.core.errors import ConfigError, ModelNotFound
+from pilotlight.files import identity
 from pilotlight.manager import models
 from pilotlight.wire import Context, JobRequest, Operation, Sampling, StreamInput, StreamOutput
 
@@ -50,17 +51,17 @@ def test_a_copy_elsewhere_is_the_same_model(folder: Path, tmp_path: Path) -> Non
 
 
 def test_large_weights_are_sampled_at_both_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "WHOLE_BYTES_MAX", 100)
-    monkeypatch.setattr(models, "SAMPLE_BYTES", 10)
+    monkeypatch.setattr(identity, "WHOLE_BYTES_MAX", 100)
+    monkeypatch.setattr(identity, "SAMPLE_BYTES", 10)
     weights = folder / "model.safetensors"
     digests: set[str] = set()
     for at in (0, 999):
         data = bytearray(1000)
         data[at] = 1
         weights.write_bytes(data)
-        digests.add(models.content_digest(folder))
+        digests.add(identity.content_digest(folder))
     weights.write_bytes(bytes(1001))
-    digests.add(models.content_digest(folder))
+    digests.add(identity.content_digest(folder))
     assert len(digests) == 3
 
 

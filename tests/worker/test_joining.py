@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pilotlight.core.errors import ConfigError, JoinRefused, LinkClosed, PilotlightError
+from pilotlight.files.place import Place
 from pilotlight.messages import ManagerMessage, WorkerMessage
 from pilotlight.wire import DeviceSpec, PoolSpec
 from pilotlight.worker import build, loop
 from pilotlight.worker.loop import AgentLoop
-from pilotlight.worker.place import Place
 
 CPU = DeviceSpec(id="cpu", kind="cpu", type="cpu", memory_bytes=1 << 30)
 
@@ -37,6 +37,10 @@ class Link:
     def send(self, message: WorkerMessage) -> None:
         self.joined += type(message).__name__ == "Join"
 
+    @property
+    def ends(self) -> None:
+        return None
+
     def close(self) -> None:
         pass
 
@@ -50,7 +54,7 @@ def run(link: Link, folder: Path, *, orphan_timeout_s: float = 60.0) -> None:
         [CPU],
         link,
         CPU.memory_bytes,
-        lambda tell: build.copies(cache.path, 0, folder, tell),
+        build.copies(cache.path, 0, folder, None),
         build.surroundings(cache, folder, [CPU]),
     )
     asyncio.run(asyncio.wait_for(agent.run(), 30))

@@ -25,6 +25,7 @@ import psutil
 import pytest
 
 from pilotlight.core.errors import LinkClosed
+from pilotlight.files.place import Place
 from pilotlight.messages import (
     CopyFailed,
     DefineJob,
@@ -52,7 +53,6 @@ from pilotlight.wire import Chunk, Context, DeviceSpec, Operation, PoolSpec
 from pilotlight.worker import build
 from pilotlight.worker.__main__ import PR_SET_CHILD_SUBREAPER
 from pilotlight.worker.loop import AgentLoop
-from pilotlight.worker.place import Place
 
 CPU = DeviceSpec(id="cpu", kind="cpu", type="cpu", memory_bytes=1 << 30)
 WITHIN_S = 30.0
@@ -81,7 +81,7 @@ class Manager:
 
     def send(self, message: WorkerMessage) -> None:
         self._heard.put_nowait(message)
-        if isinstance(message, SourceAsked):
+        if isinstance(message, SourceAsked) and not message.remote:
             source = self.sources.pop(0) if self.sources else ""
             named = SourceNamed(epoch=1, variant=message.variant, source=source)
             asyncio.get_running_loop().call_soon(self._answer, named)
@@ -89,6 +89,10 @@ class Manager:
     def _answer(self, message: ManagerMessage) -> None:
         if self._on_message is not None:
             self._on_message(message)
+
+    @property
+    def ends(self) -> None:
+        return None
 
     def close(self) -> None:
         pass
@@ -282,7 +286,7 @@ async def a_peer_that_can_not_be_reached_leaves_the_origin(manager: Manager, age
     manager.wish(("cpu", context(folder), "live"))
     failed = await manager.hear(CopyFailed)
     assert (failed.variant, failed.source) == ("v", "w-far")
-    assert "can't be fetched from w-far" in failed.reason
+    assert "w-far was named, but not where it serves files" in failed.reason
     await manager.hear(SourceAsked)
     assert (await manager.hear(Kept)).copy.level == "staged"
     assert (await manager.hear_resident("live")).origin == "parked"
@@ -350,6 +354,7 @@ async def files_that_can_t_be_copied_are_loaded_from_where_they_are(
     manager: Manager, agent: AgentLoop, folder: Path
 ) -> None:
     wanted = context(folder)
+    shutil.rmtree(folder / "cache")
     (folder / "cache").write_text("in the way")
     (folder / "parked").write_text("in the way")
     manager.wish(("cpu", wanted, "live"))
@@ -410,15 +415,8 @@ async def play(name: str, log_dir: str) -> None:
     manager = Manager()
     folder = Path(log_dir)
     spec, cache = PoolSpec(workers=1, log_dir=log_dir), Place(folder / "cache", "the test")
-    agent = AgentLoop(
-        "w",
-        spec,
-        [CPU],
-        manager,
-        CPU.memory_bytes,
-        lambda tell: build.copies(cache.path, 0, folder, tell),
-        build.surroundings(cache, folder, [CPU]),
-    )
+    copies, surroundings = build.copies(cache.path, 0, folder, None), build.surroundings(cache, folder, [CPU])
+    agent = AgentLoop("w", spec, [CPU], manager, CPU.memory_bytes, copies, surroundings)
     running = asyncio.create_task(agent.run())
     try:
         await manager.greet()

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from pilotlight.files import filecopy
+from pilotlight.files.locks import CopyError
+from pilotlight.files.modelfiles import Source
 from pilotlight.wire import Operation, Sampling
-from pilotlight.worker import filecopy
-from pilotlight.worker.locks import CopyError
-from pilotlight.worker.modelfiles import Source
 from pilotlight.worker.parking import Parking, digests_of
 from tests.tiny import CPU, context_of, make_model
 
@@ -135,7 +135,7 @@ def test_digests_that_are_known_are_not_asked_for(here: Parking, model: Path) ->
 
 AGENT = """
 import sys, threading, pathlib
-from pilotlight.worker import filecopy
+from pilotlight.files import filecopy
 from pilotlight.worker.parking import Parking
 
 stop = threading.Event()

@@ -28,6 +28,10 @@ def worker(
         Path | None,
         Parameter(help="Where this machine keeps copies of model files; unset: PILOTLIGHT_CACHE, else its scratch."),
     ] = None,
+    serve: Annotated[
+        bool, Parameter(help="Let workers of other machines fetch model files from here, where they can reach it.")
+    ] = True,
+    serve_port: Annotated[int, Parameter(help="The port for that, if a firewall lets only some through; 0: any.")] = 0,
 ) -> int:
     """Work for a pool on another machine, with all the GPUs that this process may see (else its CPUs).
 
@@ -41,7 +45,8 @@ def worker(
     from pilotlight.worker.__main__ import dial_in
 
     file = path_of(pool, "worker") if pool.is_dir() else pool
-    dial_in(file, name or _default_name(), "" if cache is None else str(cache))
+    port = serve_port if serve else None
+    dial_in(file, name or _default_name(), "" if cache is None else str(cache), port)
     return 0
 
 

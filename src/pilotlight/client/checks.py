@@ -86,7 +86,9 @@ def check_model(model: str | None, *, runtime: str) -> None:
     if runtime == "echo":
         return
     if not model:
-        raise ConfigError("--model is needed: a model folder, or a Hugging Face id")
+        raise ConfigError("--model is needed: a model folder, a Hugging Face id, or a URL (https://, s3://)")
+    if "://" in model:
+        return  # the manager looks
     path = Path(model).expanduser()
     _enter(path / "config.json", f"the model folder {model}")
     looks_like_path = model.startswith(("/", ".", "~")) or model.count("/") > 1

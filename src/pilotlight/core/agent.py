@@ -144,8 +144,8 @@ class Agent:
                     self.residences.files.source_named(variant_id, source)
             case ev.CopyMade(variant_id, level, size, took_s):
                 self.residences.files.made(variant_id, level, size, took_s)
-            case ev.CopyFailed(variant_id, level, reason):
-                self.residences.files.failed(variant_id, level, reason)
+            case ev.CopyFailed(variant_id, level, reason, remote):
+                self.residences.files.failed(variant_id, level, reason, remote=remote)
             case ev.CopyGone(variant_id, level):
                 self.residences.files.gone(variant_id, level)
         self._settle()

@@ -48,6 +48,7 @@ class WorkerJoined:
 
     variants: those of its inventory and copies. memory_bytes: of its host, for parked copies. serves_files: workers on
     other hosts can fetch from it what it has staged. about: sentences for people on its cache and its environment.
+    cache: names where its files are: workers with the same one share them; empty: all workers of its host do.
     """
 
     worker_id: WorkerId
@@ -60,6 +61,7 @@ class WorkerJoined:
     memory_bytes: int = 0
     serves_files: bool = False
     about: tuple[str, ...] = ()
+    cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +116,12 @@ class CopyReported:
 @dataclass(frozen=True, slots=True)
 class SourceAsked:
     """A worker wants to know from where to stage a variant's files. Asking again changes nothing. Answered, when it is
-    its turn, by `NameSource`."""
+    its turn, by `NameSource`. remote: it can't read the origin's folder, so it fetches what it stages, and can pass it
+    on as it comes."""
 
     worker_id: WorkerId
     variant_id: VariantId
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,11 +362,13 @@ class CopyMade:
 @dataclass(frozen=True, slots=True)
 class CopyFailed:
     """A copy could not be made (no room, unreadable files, a peer that is gone). After another worker another source is
-    asked for; after the origin replicas are built from the next nearest place."""
+    asked for; after the origin replicas are built from the next nearest place. remote: there is none on this machine,
+    so the origin is tried a few times more."""
 
     variant_id: VariantId
     level: Level
     reason: str
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from itertools import islice
 
 from pilotlight.core.decisions import ManagerDecision, NameSource
 from pilotlight.core.model import VariantId, Worker, WorkerId
-from pilotlight.core.policy.sources import FAILURES_MAX, FAN_OUT, ORIGIN_READERS, choose
+from pilotlight.core.policy.sources import DEPTH_MAX, FAILURES_MAX, FAN_OUT, ORIGIN_READERS, choose
 
 FETCH_S_MAX = 1900.0
 """Without a word of it, a fetch counts as over after so long. A worker gives up sooner (`files.LOAD_S_MAX`)."""
@@ -28,13 +28,15 @@ Ids = dict[WorkerId, None]
 
 @dataclass(slots=True)
 class Fetch:
-    """A worker that was named a source. `slot`: whose place it takes, "" for the origin's; None: its source is lost."""
+    """A worker that was named a source. `slot`: whose place it takes, "" for the origin's; None: its source is lost.
+    depth: how many machines what comes to it has passed, itself included."""
 
     worker_id: WorkerId
     variant_id: VariantId
     source: WorkerId
     until_s: float
     slot: WorkerId | None
+    depth: int
 
 
 @dataclass(slots=True)
@@ -47,8 +49,8 @@ class Member:
     variants: dict[VariantId, None] = field(default_factory=dict[VariantId, None])
 
 
-def _groups() -> tuple[OrderedDict[WorkerId, None], ...]:
-    return tuple(OrderedDict() for _ in range(FAN_OUT))
+def _groups(count: int) -> tuple[OrderedDict[WorkerId, None], ...]:
+    return tuple(OrderedDict() for _ in range(count))
 
 
 @dataclass(slots=True)
@@ -62,8 +64,14 @@ class Spread:
     queue: OrderedDict[WorkerId, None] = field(default_factory=OrderedDict[WorkerId, None])
     holders: Ids = field(default_factory=Ids)
     """Workers that serve them to others."""
-    free: tuple[OrderedDict[WorkerId, None], ...] = field(default_factory=_groups)
+    passing: dict[WorkerId, int] = field(default_factory=dict[WorkerId, int])
+    """Workers that fetch them and serve others meanwhile, with their depth."""
+    remote: Ids = field(default_factory=Ids)
+    """Workers that can't read the origin's folder: they fetch from it as from a peer."""
+    free: tuple[OrderedDict[WorkerId, None], ...] = field(default_factory=lambda: _groups(FAN_OUT))
     """Holders by how many uploads they serve, longest unchanged first; those with `FAN_OUT` are in none."""
+    free_passing: tuple[OrderedDict[WorkerId, None], ...] = field(default_factory=lambda: _groups(DEPTH_MAX))
+    """Those of `passing` that serve less than `FAN_OUT`, by depth, the nearest to the origin first."""
     uploads: dict[WorkerId, Ids] = field(default_factory=dict[WorkerId, Ids])
     """By source, the origin ("") among them, who fetches from it."""
     failed: dict[WorkerId, Ids] = field(default_factory=dict[WorkerId, Ids])
@@ -109,6 +117,8 @@ class Fetches:
             self._not_here(spread, member.host, worker_id)
             for asker in spread.uploads.pop(worker_id, ()):
                 self._fetches[variant_id, asker].slot = None
+                spread.passing.pop(asker, None)  # nothing comes to it any more
+                self._regroup(spread, asker)
             spread.failed.pop(worker_id, None)
             self._serve(variant_id)
             self._tidy(variant_id, worker_id)
@@ -127,16 +137,20 @@ class Fetches:
 
     # --- files
 
-    def asked(self, worker_id: WorkerId, variant_id: VariantId) -> None:
-        """A worker wants a variant's files."""
+    def asked(self, worker_id: WorkerId, variant_id: VariantId, *, remote: bool = False) -> None:
+        """A worker wants a variant's files; remote: it can't read the origin's folder."""
         member = self._members.get(worker_id)
         if member is None or member.leaving:
             return
         spread = self._spreads.setdefault(variant_id, Spread())
         member.variants[variant_id] = None
+        if remote:
+            spread.remote[worker_id] = None
         fetch = self._fetches.get((variant_id, worker_id))
         if fetch is not None and fetch.slot is not None:
             self._out.append(NameSource(worker_id, variant_id, fetch.source))
+            self._pass_on(spread, fetch)
+            self._serve(variant_id)
             return
         if fetch is not None:
             self._withdraw(variant_id, worker_id)
@@ -160,9 +174,9 @@ class Fetches:
             spread.failures.pop(fetch.source, None)
         spread.failed.pop(worker_id, None)
         spread.here.setdefault(member.host, {})[worker_id] = None
-        if member.serves and not member.leaving:
+        in_vain = spread.failures.pop(worker_id, 0) >= FAILURES_MAX  # while it fetched: nobody reaches it
+        if member.serves and not member.leaving and not in_vain:
             spread.holders[worker_id] = None
-            spread.failures.pop(worker_id, None)
             self._regroup(spread, worker_id)
         for waiting in list(spread.askers.get(member.host, ())):
             if (variant_id, waiting) not in self._fetches:
@@ -189,7 +203,7 @@ class Fetches:
         else:
             self._members[worker_id].variants[variant_id] = None
             spread.failed.setdefault(worker_id, {})[source] = None
-            if source in spread.holders:
+            if source in spread.holders or source in spread.passing:
                 spread.failures[source] = spread.failures.get(source, 0) + 1
                 if spread.failures[source] >= FAILURES_MAX:
                     self._serves_not(spread, source)
@@ -215,17 +229,21 @@ class Fetches:
         while (turn := self._next(spread)) is not None:
             worker_id, source = turn
             del spread.queue[worker_id]
-            fetch = Fetch(worker_id, variant_id, source, self._now + FETCH_S_MAX, source)
+            depth = spread.passing.get(source, 0) + 1
+            fetch = Fetch(worker_id, variant_id, source, self._now + FETCH_S_MAX, source, depth)
             self._fetches[variant_id, worker_id] = fetch
             spread.uploads.setdefault(source, {})[worker_id] = None
             self._regroup(spread, source)
+            self._pass_on(spread, fetch)
             self._out.append(NameSource(worker_id, variant_id, source))
 
     @staticmethod
     def _next(spread: Spread) -> tuple[WorkerId, WorkerId] | None:
         readers = len(spread.uploads.get("", ()))
         for worker_id in islice(spread.queue, LOOK_AHEAD):
-            source = choose(spread.free, readers, spread.failed.get(worker_id, {}))
+            failed = spread.failed.get(worker_id, {})
+            below = _below(spread, worker_id) if worker_id in spread.uploads else ()
+            source = choose((*spread.free, *spread.free_passing), readers, failed, below)
             if source is not None:
                 return worker_id, source
         return None
@@ -237,6 +255,8 @@ class Fetches:
         askers = spread.askers.get(host, {})
         askers.pop(worker_id, None)
         fetch = self._fetches.pop((variant_id, worker_id), None)
+        if spread.passing.pop(worker_id, None) is not None:
+            self._regroup(spread, worker_id)
         if fetch is not None and fetch.slot is not None:
             uploads = spread.uploads[fetch.slot]
             del uploads[worker_id]
@@ -260,15 +280,28 @@ class Fetches:
 
     @staticmethod
     def _regroup(spread: Spread, source: WorkerId) -> None:
-        for group in spread.free:
+        for group in (*spread.free, *spread.free_passing):
             group.pop(source, None)
         uploads = len(spread.uploads.get(source, ()))
         if source in spread.holders and uploads < FAN_OUT:
             spread.free[uploads][source] = None
+        depth = spread.passing.get(source, 0)
+        if 0 < depth <= DEPTH_MAX and uploads < FAN_OUT:
+            spread.free_passing[depth - 1][source] = None
+
+    def _pass_on(self, spread: Spread, fetch: Fetch) -> None:
+        """Who fetches over the network can serve what has come; who reads a folder knows no digest before its end."""
+        member = self._members[fetch.worker_id]
+        given_up = spread.failures.get(fetch.worker_id, 0) >= FAILURES_MAX
+        if member.serves and not member.leaving and not given_up and (fetch.source or fetch.worker_id in spread.remote):
+            spread.passing[fetch.worker_id] = fetch.depth
+            self._regroup(spread, fetch.worker_id)
 
     def _serves_not(self, spread: Spread, worker_id: WorkerId) -> None:
+        if worker_id not in spread.passing:
+            spread.failures.pop(worker_id, None)
         spread.holders.pop(worker_id, None)
-        spread.failures.pop(worker_id, None)
+        spread.passing.pop(worker_id, None)
         self._regroup(spread, worker_id)
 
     def _not_here(self, spread: Spread, host: str, worker_id: WorkerId) -> None:
@@ -284,6 +317,8 @@ class Fetches:
         held = worker_id in spread.here.get(member.host, ()) or worker_id in spread.askers.get(member.host, ())
         if not held and worker_id not in spread.failed:
             member.variants.pop(variant_id, None)
+            spread.failures.pop(worker_id, None)
+            spread.remote.pop(worker_id, None)
         if not (spread.here or spread.askers or spread.failed):
             del self._spreads[variant_id]
 
@@ -316,9 +351,33 @@ class Fetches:
             member = self._members[holder]
             assert member.serves and not member.leaving and holder in spread.here[member.host]  # noqa: PT018
         assert not (set().union(*spread.free) - spread.holders.keys())
+        assert not (spread.passing.keys() & spread.holders.keys())
+        for worker_id, depth in spread.passing.items():
+            fetch, uploads = fetches[worker_id], len(spread.uploads.get(worker_id, ()))
+            assert fetch.depth == depth
+            groups = [n for n, group in enumerate(spread.free_passing, 1) if worker_id in group]
+            assert groups == [depth][: uploads < FAN_OUT and depth <= DEPTH_MAX], f"{worker_id} counts as {groups}"
+            assert self._members[worker_id].serves and not self._members[worker_id].leaving  # noqa: PT018
+        assert not (set().union(*spread.free_passing) - spread.passing.keys())
+        for worker_id in fetches:
+            assert worker_id not in _below(spread, worker_id), (
+                f"{variant_id}: {worker_id} fetches from itself in the end"
+            )
         firsts = {next(iter(ids)) for ids in spread.askers.values()}
         assert spread.queue.keys() | fetches.keys() == firsts, f"{variant_id}: nobody stands for a host, or two do"
         assert not spread.queue.keys() & fetches.keys()
         for host, ids in spread.askers.items():
             assert all(self._members[w].host == host for w in ids)
         assert self._next(spread) is None, f"{variant_id}: someone waits though a source is free"
+
+
+def _below(spread: Spread, worker_id: WorkerId) -> Ids:
+    """Who fetches from a worker, directly or through others."""
+    below: Ids = {}
+    waiting = [worker_id]
+    while waiting:
+        for fetcher in spread.uploads.get(waiting.pop(), ()):
+            if fetcher not in below:
+                below[fetcher] = None
+                waiting.append(fetcher)
+    return below

@@ -18,6 +18,10 @@ LOAD_S_MAX = 1800.0
 """A load that takes longer hangs, and so does a copy."""
 ASK_S = 60.0
 """A source is asked for again after so long: a question may be lost, and asking twice changes nothing."""
+AGAIN_S = 2.0
+"""How long to wait after the origin failed where nothing else can be read; twice as long after each failure."""
+TRIES_MAX = 6
+"""So many failures of the origin in a row, over a minute, are more than a manager that is being started again."""
 ALONE_S = 1800.0
 """Who has waited so long for its turn reads the origin without: longer than a tree of copies ever takes to grow."""
 
@@ -25,7 +29,7 @@ ALONE_S = 1800.0
 @dataclass(slots=True)
 class CopyHeld:
     """A copy of a variant's files: `asking` from where to stage it, `making` until it is there or `failed`, `dropping`
-    until it is gone. alone_s: until when to wait for a source to be named."""
+    until it is gone. alone_s: until when to wait for a source to be named. tries: of the origin, that failed."""
 
     state: str = "making"
     bytes: int = 0
@@ -33,6 +37,7 @@ class CopyHeld:
     until_s: float = math.inf
     alone_s: float = math.inf
     source: WorkerId = ""
+    tries: int = 0
 
 
 class Files:
@@ -99,9 +104,9 @@ class Files:
         self.copies[variant_id, level] = CopyHeld("made", size, took_s)
         self._out.append(SendCopy(variant_id, level, size, took_s))
 
-    def failed(self, variant_id: VariantId, level: Level, reason: str) -> None:
-        """A copy can't be made. After another worker the manager is asked for another source; else it is not tried
-        again before new wants come."""
+    def failed(self, variant_id: VariantId, level: Level, reason: str, *, remote: bool = False) -> None:
+        """A copy can't be made. After another worker the manager is asked for another source, and again after a pause
+        where the origin is all there is (`remote`); else it is not tried again before new wants come."""
         copy = self.copies.get((variant_id, level))
         if copy is None or copy.state != "making":
             return
@@ -109,6 +114,10 @@ class Files:
             self._out.append(SendCopyFailed(variant_id, level, copy.source, reason))
         if copy.source:
             del self.copies[variant_id, level]
+        elif remote and copy.tries < TRIES_MAX:
+            copy.state, copy.until_s = "asking", self._now + AGAIN_S * 2**copy.tries
+            copy.alone_s = self._now + ALONE_S
+            copy.tries += 1
         else:
             copy.state, copy.until_s = "failed", math.inf
 

@@ -118,8 +118,8 @@ class Scheduler:
                 self._job_broken(event)
             case ev.CopyReported() | ev.VariantPinned() | ev.VariantEvicted():
                 self._residence(event)
-            case ev.SourceAsked(worker_id, variant_id):
-                self._fetches.asked(worker_id, variant_id)
+            case ev.SourceAsked(worker_id, variant_id, remote):
+                self._fetches.asked(worker_id, variant_id, remote=remote)
             case ev.CopyFailedAt(worker_id, variant_id, source):
                 self._fetches.failed(worker_id, variant_id, source)
             case ev.Tick():
@@ -228,7 +228,8 @@ class Scheduler:
         worker = worker_from(event, self._now, self.options.silence_s)
         self.state.add_worker(worker, self._now)
         self._silence.watch(worker)
-        self._fetches.joined(worker.worker_id, worker.host, worker.staged, serves=event.serves_files)
+        cache = event.cache or worker.host
+        self._fetches.joined(worker.worker_id, cache, worker.staged, serves=event.serves_files)
         self._note("info", f"{event.worker_id} joined with {_devices_text(event)}", event.worker_id)
         self._allocation.place_on(worker, force=True)
         self._allocation.top_up_all()

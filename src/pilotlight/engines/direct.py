@@ -134,6 +134,11 @@ class DirectWorkerLink:
             raise LinkClosed(str(error)) from error
         return connection
 
+    @property
+    def ends(self) -> tuple[str, str] | None:
+        """See `ports.WorkerLink`."""
+        return self._connection.ends if self._connection is not None else None
+
     def send(self, message: WorkerMessage) -> None:
         """See `ports.WorkerLink`."""
         if self._connection is not None:

@@ -23,6 +23,9 @@ import msgspec
 
 from pilotlight.core.allocation import Options
 from pilotlight.core.errors import ConfigError, PilotlightError
+from pilotlight.files import place
+from pilotlight.files.beside import FileService
+from pilotlight.gate.listening import Gate
 from pilotlight.logfiles import shorten
 from pilotlight.manager import build
 from pilotlight.manager.clients import Clients
@@ -58,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     parent_pid = os.getppid()
     try:
         spec = read_spec(Path(options.pool_dir))
+        if spec.cache_dir:
+            os.environ[place.VARIABLE] = spec.cache_dir  # for whatever this process keeps there
         epoch = _take_epoch(Path(options.pool_dir), spec)
         asyncio.run(_serve(options.pool_dir, spec, epoch, options.ready_fd, parent_pid))
         _tidy(Path(options.pool_dir), spec)
@@ -110,6 +115,7 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
             gate.start()
             invitations.write()
             tasks.append(loop.create_task(invitations.keep_fresh()))
+            _serve_files(manager, gate, spec)
         if not _say(ready_fd, b"ready\n"):
             return  # whoever started it is gone already
         if not spec.lasting:
@@ -127,6 +133,18 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
         if gate is not None:
             await gate.close()
         await asyncio.to_thread(log.close)
+
+
+def _serve_files(manager: Manager, gate: Gate, spec: PoolSpec) -> None:
+    """Let workers of other machines fetch through the gate what is on this one."""
+    try:
+        service = FileService(place.choose(spec.cache_dir).path)
+    except ConfigError as error:
+        manager.note("warning", f"workers of other machines get no files from this one: {error}")
+        return
+    service.start()
+    manager.offers.service = service
+    gate.on_http = service.hand_over
 
 
 async def _leave_with(pool: Path, manager: Manager, clients: Clients) -> None:

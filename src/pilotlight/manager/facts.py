@@ -47,8 +47,9 @@ def joined(join: Join, contexts: dict[str, Context], verdict: Verdict | None = N
         tuple(copy_fact(copy) for copy in copies),
         tuple(variant_of(variant_id, contexts[variant_id]) for variant_id in variants),
         join.memory_bytes,
-        join.serves_files,
+        join.serves is not None,
         tuple(about(join, verdict)),
+        join.cache_name,
     )
 
 

@@ -27,6 +27,7 @@ from pilotlight.manager.early import EarlyRows
 from pilotlight.manager.jobs import JobFiles, PathJob, StreamJob, only, split
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.ledger import Ledger
+from pilotlight.manager.offers import Offers
 from pilotlight.manager.roll import Roll
 from pilotlight.messages import (
     Ack,
@@ -48,7 +49,6 @@ from pilotlight.messages import (
     Revoke,
     Rows,
     SourceAsked,
-    SourceNamed,
     Stopped,
     Want,
     Wants,
@@ -94,6 +94,7 @@ class Manager:
         self.record: Record = lambda _event, _decisions, _now: None
         self._link = link
         self._keeper = keeper
+        self.offers = Offers(epoch, link)
         self._events: deque[ev.ManagerEvent] = deque()
         self._handling = False
         self._early = EarlyRows()
@@ -118,6 +119,7 @@ class Manager:
         try:
             await self._link.stop()
         finally:
+            await self.offers.close()
             await asyncio.to_thread(self._keeper.close)
 
     # --- jobs
@@ -206,7 +208,7 @@ class Manager:
                 message = Wants(epoch=self.epoch, version=decision.version, wants=wants)
                 self._link.send(decision.worker_id, message)
             case do.NameSource(worker_id, variant_id, source):
-                self._link.send(worker_id, SourceNamed(epoch=self.epoch, variant=variant_id, source=source))
+                self.offers.name(worker_id, variant_id, source, self.contexts.get(variant_id))
             case do.WriteFailure():
                 self._write_failure(decision)
             case do.RecordAttempts(job_id, attempts):
@@ -220,6 +222,7 @@ class Manager:
                 self.roll.leave(worker_id)
                 self._keeper.give_up(worker_id)
                 self._forget_worker(worker_id)
+                self.offers.forget_worker(worker_id)
             case do.Note():
                 self.note(decision.level, decision.text, decision.subject)
 
@@ -375,6 +378,7 @@ class Manager:
     def _worker_said(self, worker_id: str, message: WorkerMessage) -> None:
         if self.roll.is_outside(worker_id) and not isinstance(message, Join):
             return
+        self.offers.heard(worker_id, message)
         match message:
             case Rows():
                 self._rows(worker_id, message)
@@ -385,8 +389,8 @@ class Manager:
                 self.put(ev.ReplicaReported(worker_id, facts.replica_fact(resident)))
             case Kept(copy=copy):
                 self.put(ev.CopyReported(worker_id, facts.copy_fact(copy)))
-            case SourceAsked(variant=variant_id):
-                self.put(ev.SourceAsked(worker_id, variant_id))
+            case SourceAsked(variant=variant_id, remote=remote):
+                self.put(ev.SourceAsked(worker_id, variant_id, remote))
             case CopyFailed(variant=variant_id, source=source):
                 self.put(ev.CopyFailedAt(worker_id, variant_id, source))
             case Returned(lease=lease, spans=spans):

@@ -1,4 +1,4 @@
-"""Which model a request means: a folder or a hub id, resolved once to a folder on disk and an identity.
+"""Which model a request means: a folder, a URL or a hub id, resolved once to a folder on disk and an identity.
 
 The identity says which answers to expect: a hub model's commit, or a digest of a folder's content. Nothing here
 imports a runtime, and the hub's library only when a hub id is given. It honours HF_HOME, HF_TOKEN and HF_HUB_OFFLINE.
@@ -7,9 +7,7 @@ imports a runtime, and the hub's library only when a hub id is given. It honours
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import stat
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,17 +15,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pilotlight.core.errors import ConfigError, ModelNotFound
-from pilotlight.manager import sampling
+from pilotlight.files import identity, place
+from pilotlight.manager import origins, sampling
 from pilotlight.wire import Context, JobRequest
 
-WHOLE_BYTES_MAX = 32 << 20
-"""Files up to this size count with all of their content."""
-SAMPLE_BYTES = 1 << 20
-SAMPLES = 8
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _CODE = ["*.py"]
 _COPIES = ["consolidated*", "original/*"]
 """The same weights once more, in a layout that no runtime of ours reads."""
+_HUB = "hf://"
 _RUNTIME_OF_AUTO = "transformers"
 
 
@@ -60,14 +56,14 @@ def resolve_context(context: Context) -> Context:
     options = dict(context.options)
     revision = options.pop("revision", None)
     code = bool(options.get("trust_remote_code"))
-    path, identity, name = resolve(context.model_path, revision, with_code=code)
+    path, known_as, name = resolve(context.model_path, revision, with_code=code)
     runtime = _RUNTIME_OF_AUTO if context.runtime == "auto" else context.runtime
     with _readable(context.model_path):
         memory_bytes = context.memory_bytes or weight_bytes(Path(path))
     return Context(
         runtime=runtime,
         name=name,
-        identity=identity,
+        identity=known_as,
         model_path=path,
         options=options,
         memory_bytes=memory_bytes,
@@ -77,8 +73,19 @@ def resolve_context(context: Context) -> Context:
 def resolve(model: str, revision: str | None = None, *, with_code: bool = False) -> Resolved:
     """Find a model. Raises `ModelNotFound`, with the command that would fetch it where one would.
 
-    model: a folder, or a hub id at `revision` (a branch, tag or commit). with_code: fetch its Python files too.
+    model: a folder, a URL, or a hub id (also as hf://owner/name) at `revision` (a branch, tag or commit). with_code:
+    fetch its Python files too.
     """
+    if origins.is_url(model) and not model.startswith(_HUB):
+        if revision is not None:
+            raise ConfigError(f"--revision {revision} is for hub ids; {origins.shown_as(model)} is a URL")
+        folder = origins.fetch(model, place.choose("").path, with_code=with_code)
+        with _readable(model):
+            _check_folder(folder, origins.shown_as(model))
+            return Resolved(str(folder), identity.content_digest(folder), origins.shown_as(model))
+    if model.startswith(_HUB):
+        model, _, branch = model.removeprefix(_HUB).partition("@")
+        revision = revision or branch or None
     with _readable(model):
         folder = Path(os.path.expanduser(model))  # Path's own raises where there is no such user
         if folder.is_dir():
@@ -86,14 +93,14 @@ def resolve(model: str, revision: str | None = None, *, with_code: bool = False)
                 raise ConfigError(f"--revision {revision} is for hub ids; {model} is a folder")
             folder = folder.resolve()
             _check_folder(folder, model)
-            return Resolved(str(folder), content_digest(folder), folder.name)
+            return Resolved(str(folder), identity.content_digest(folder), folder.name)
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise ModelNotFound(f"the model folder {model} does not exist")
     path = _snapshot(model, revision, _FILES + (_CODE if with_code else []))
     with _readable(model):
         _check_folder(path, model)
     # A snapshot's folder is named by its commit, whatever branch or tag was asked for.
-    return Resolved(str(path), f"{model}@{path.name}", model)
+    return Resolved(str(path), identity.of_commit(model, path.name), model)
 
 
 @contextlib.contextmanager
@@ -122,33 +129,7 @@ def _check_folder(folder: Path, model: str) -> None:
     raise ModelNotFound(f"{model} has no weights that can be used: there is no .safetensors file in {folder}")
 
 
-# --- identity ------------------------------------------------------------------------------------------------
-
-
-def content_digest(folder: Path) -> str:
-    """`sha256:` and 32 hex digits over a folder's files: names, sizes and content.
-
-    Files up to 32 MiB count with all of their content; of larger ones (weights) the size and eight samples of 1 MiB,
-    spread evenly from the first byte to the last. So a change inside a large file that keeps its size and misses
-    the samples is not seen: give hub ids, or a folder of another name and content, where that could happen.
-    """
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix in {".bin", ".pt", ".pth", ".md"}:
-            continue
-        status = path.stat()  # raises for a link whose target is gone: a part of the model is missing
-        if not stat.S_ISREG(status.st_mode):
-            continue
-        size = status.st_size
-        total.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            if size <= WHOLE_BYTES_MAX:
-                total.update(file.read())
-                continue
-            for sample in range(SAMPLES):
-                file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
-                total.update(file.read(SAMPLE_BYTES))
-    return f"sha256:{total.hexdigest()[:32]}"
+# --- size ---------------------------------------------------------------------------------------------------
 
 
 def weight_bytes(folder: Path) -> int:

@@ -28,6 +28,8 @@ KILLED_S_MAX = 5.0
 CANCEL_S_MAX = 2.0
 """How long a cancelled worker may take before it is killed."""
 LOOK_S = 0.02
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_")
+"""How variables begin that open other people's models: the manager fetches those, workers run what users send."""
 
 
 class _Pilot(ABC):
@@ -131,6 +133,7 @@ class LocalProvider:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    env={name: value for name, value in os.environ.items() if not name.startswith(SECRETS)},
                 )
         except OSError as error:
             raise PilotlightError(f"a worker can't be started: {error}") from error

@@ -83,6 +83,7 @@ class Cluster:
             models,
             self._works,
             self._source,
+            self._holds,
             self.up,
             self._left,
             self._coin,
@@ -453,6 +454,10 @@ class Cluster:
             return self.origin
         machine = self.machines.get(worker)
         return machine.host.uplink if machine is not None else None
+
+    def _holds(self, worker: str, variant_id: str) -> bool:
+        machine = self.machines.get(worker)
+        return machine is not None and variant_id in machine.host.staged
 
     def _left_s(self, job_id: str) -> float:
         output = self.outputs[job_id]

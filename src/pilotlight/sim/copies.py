@@ -13,6 +13,9 @@ from pilotlight.sim.surroundings import Host, Surroundings
 if TYPE_CHECKING:
     from pilotlight.sim.spec import Model
 
+SILENCE_S = 10.0
+"""How long a copy waits for a source that has no more of it (`files.fetching`)."""
+
 
 class Copies:
     """Those that are under way. `hear` is told what became of each."""
@@ -37,6 +40,23 @@ class Copies:
             self._fails(variant_id, level, "it could not be read")
             return
 
+        def came() -> None:
+            """As many bytes as the source had: one that still fetches passes on what comes to it."""
+            if not source or self._around.holds(source, variant_id):
+                made()
+            else:
+                wait(clock.now + SILENCE_S)
+
+        def wait(until_s: float) -> None:
+            if self._reads.get((variant_id, level)) is not under_way:
+                return
+            if self._around.holds(source, variant_id):
+                made()
+            elif clock.now < until_s and self._around.source(source) is shared:
+                clock.after(self._around.pace.tick_s, lambda: wait(until_s))
+            else:
+                failed()
+
         def made() -> None:
             del self._reads[variant_id, level]
             if level is Level.STAGED:
@@ -49,7 +69,7 @@ class Copies:
             del self._reads[variant_id, level]
             self._fails(variant_id, level, "its source is gone")
 
-        self._reads[variant_id, level] = shared, shared.read(size, made, failed)
+        under_way = self._reads[variant_id, level] = shared, shared.read(size, came, failed)
 
     def end(self) -> None:
         """Nobody waits for them any more."""

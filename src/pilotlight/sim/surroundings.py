@@ -40,7 +40,8 @@ class Host:
 @dataclass(slots=True)
 class Surroundings:
     """What machines share, and how they reach the manager. `source`: whose uplink serves files, by worker ("": the
-    origin); None where that worker is gone. `left_s`: how long all that is left of a job takes all who are there."""
+    origin); None where that worker is gone. `holds`: whether a worker has all of a variant's files. `left_s`: how long
+    all that is left of a job takes all who are there."""
 
     clock: Clock
     pace: Pace
@@ -48,6 +49,7 @@ class Surroundings:
     models: dict[str, Model]
     works: dict[str, Work]
     source: Callable[[str], Shared | None]
+    holds: Callable[[str, str], bool]
     send: Callable[[Machine, ev.ManagerEvent | Results], None]
     left: Callable[[Machine, str], None]
     coin: Callable[[], bool]

@@ -14,17 +14,16 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from pilotlight.core.errors import ConfigError, PilotlightError
+from pilotlight.files import place
 from pilotlight.gate.invitation import read_invitation
 from pilotlight.poolfile import read_spec
 from pilotlight.ports import WorkerLink
 from pilotlight.wire import PoolSpec
-from pilotlight.worker import build, devices, guardian, log, place
-from pilotlight.worker.copies import Copies, CopyEvent
+from pilotlight.worker import build, devices, guardian, log
 from pilotlight.worker.loop import AgentLoop
 from pilotlight.worker.scratch import make as make_scratch
 
@@ -53,9 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def dial_in(file: Path, name: str, cache: str = "") -> None:
+def dial_in(file: Path, name: str, cache: str = "", port: int | None = 0) -> None:
     """Run a worker for the pool of a pool file, wherever that is, with a scratch folder of its own. cache: where this
-    machine's is, if the user says so. Ends as `main` does; raises `PilotlightError` where it can't join."""
+    machine's is, if the user says so. port: where it serves files to others (0: any; None: nowhere). Ends as `main`
+    does; raises `PilotlightError` where it can't join."""
     invitation = read_invitation(file, "worker")
     scratch = Path(tempfile.mkdtemp(prefix=f"pilotlight-{os.getuid()}-{name}-"))
     kept_logs = os.environ.get("PILOTLIGHT_LOG_DIR")
@@ -74,7 +74,7 @@ def dial_in(file: Path, name: str, cache: str = "") -> None:
     )
     log.say(f"worker {name} of pool {invitation.pool} dials {', '.join(invitation.addresses)}; its logs: {log_dir}")
     try:
-        serve(name, spec, build.dialling_link(file, name), scratch, cache=cache)
+        serve(name, spec, build.dialling_link(file, name), scratch, cache=cache, port=port)
     except PilotlightError:
         shutil.rmtree(scratch, ignore_errors=True)  # it may have had no guardian yet
         raise
@@ -88,12 +88,13 @@ def serve(
     *,
     cache: str = "",
     last: Path | None = None,
+    port: int | None = None,
     slot: int = 0,
     slots: int = 1,
 ) -> None:
     """Be the worker of that name until it ends. scratch: its own folder, which goes when it does, for what can't lie
     beneath the cache. cache: where that is, if the user says so. last: the pool's folder, if the last worker to leave a
-    dead pool is to remove it. Raises `PilotlightError`."""
+    dead pool is to remove it. port: where it serves files to others. Raises `PilotlightError`."""
     _own_session()
     chosen = place.choose(cache or spec.cache_dir)
     own = make_scratch(chosen.path, scratch, network=place.look(chosen).network)
@@ -102,9 +103,7 @@ def serve(
     found = devices.find(slot, slots, shape=shape)
     memory_bytes = devices.host_memory_bytes(slots, found, shape)
 
-    def copies(tell: Callable[[CopyEvent], None]) -> Copies:
-        return build.copies(chosen.path, spec.cache_bytes, own, tell)
-
+    copies = build.copies(chosen.path, spec.cache_bytes, own, port)
     surroundings = build.surroundings(chosen, own, found)
     asyncio.run(_guarded(AgentLoop(name, spec, found, link, memory_bytes, copies, surroundings), guard))
 

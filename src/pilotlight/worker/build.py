@@ -19,8 +19,8 @@ from pilotlight.ports import Runtime, WorkerLink
 from pilotlight.wire import DeviceSpec, PoolSpec
 
 if TYPE_CHECKING:
-    from pilotlight.worker.copies import Copies, CopyEvent
-    from pilotlight.worker.place import Place
+    from pilotlight.files.place import Place
+    from pilotlight.worker.copies import Copies
     from pilotlight.worker.scratch import Surroundings
 
 
@@ -80,23 +80,28 @@ def dialling_link(file: Path, name: str) -> WorkerLink:
     return DirectWorkerLink(file=file, name=name)
 
 
-def copies(root: Path, limit_bytes: int, scratch: Path, tell: Callable[[CopyEvent], None]) -> Copies:
+def copies(root: Path, limit_bytes: int, scratch: Path, port: int | None) -> Copies:
     """What stages and parks files for one worker. root: of the machine's cache, of at most so many bytes (0: what the
-    disk allows; half of the free memory where the cache is in memory). scratch: its own folder."""
-    from pilotlight.worker import devices, place
-    from pilotlight.worker.cache import Cache
+    disk allows; half of the free memory where the cache is in memory). scratch: its own folder. port: where workers of
+    other machines fetch what it has (0: any; None: nowhere)."""
+    from pilotlight.files import place
+    from pilotlight.files.beside import FileService
+    from pilotlight.files.cache import Cache
+    from pilotlight.worker import devices
     from pilotlight.worker.copies import Copies
     from pilotlight.worker.parking import Parking
 
     limit_bytes = limit_bytes or place.limit_bytes(root, devices.memory_free_bytes())
     cache = Cache(root, limit_bytes)
+    service = FileService(root, port=port) if port is not None else None
     parking = Parking(scratch, cache.root / "parked", cache.stop, devices.memory_free_bytes)
-    return Copies(cache, parking, tell)
+    return Copies(cache, parking, service)
 
 
 def surroundings(cache: Place, scratch: Path, devices: list[DeviceSpec]) -> Surroundings:
     """What one worker is to know of where it is. Blocks while that is found out."""
-    from pilotlight.worker import environment, place
+    from pilotlight.files import place
+    from pilotlight.worker import environment
     from pilotlight.worker.scratch import Surroundings, variables
 
     def of_runtime(runtime: str) -> dict[str, str]:

@@ -13,28 +13,51 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import TypeVar, cast
 
+from pilotlight.connection import bracketed
 from pilotlight.core import events as ev
+from pilotlight.core.files import ASK_S, LOAD_S_MAX
 from pilotlight.core.transitions import Level
+from pilotlight.files import identity
+from pilotlight.files.beside import FileService
+from pilotlight.files.cache import Cache, Staged
+from pilotlight.files.fetching import Peer
+from pilotlight.files.locks import CopyError, Leaving
+from pilotlight.files.manifest import Entry, Manifest
+from pilotlight.messages import SourceNamed
+from pilotlight.wire import Context, FileFact, Listing, Served
 from pilotlight.worker import log
-from pilotlight.worker.cache import Cache, Staged
-from pilotlight.worker.locks import CopyError
 from pilotlight.worker.parking import Parked, Parking, digests_of
 
 T = TypeVar("T")
 CopyEvent = ev.CopyMade | ev.CopyFailed | ev.CopyGone
 
 
+class NotFetched(CopyError):
+    """Files are on other machines only, and could not be fetched from there."""
+
+
 class Copies:
-    """Makes, lends and drops copies of variants' files. `tell` takes the events; all methods run in the loop.
+    """Makes, lends and drops copies of variants' files. All methods run in the loop, `begin` first.
 
     A replica that loads from a copy has it lent: a staged one until it ends, a parked one until it is live (it has
     mapped the memory by then).
     """
 
-    def __init__(self, cache: Cache, parking: Parking, tell: Callable[[CopyEvent], None]) -> None:
+    def __init__(self, cache: Cache, parking: Parking, service: FileService | None = None) -> None:
+        """service: serves what is staged to workers of other machines; it is started and ended here."""
         self._cache = cache
         self._parking = parking
-        self._tell = tell
+        self._service = service
+        self._serves_at = ""
+        self._manager = ""
+        self._tell: Callable[[CopyEvent], None] = _nobody
+        self._ask: Callable[[str], None] = _nobody
+        self._offers: dict[str, SourceNamed] = {}
+        self._offered = asyncio.Condition()
+        self._listings: dict[str, Listing] = {}
+        self.cache_name = ""
+        with contextlib.suppress(CopyError):  # it can't be used, by nobody else either
+            self.cache_name = cache.name
         self._tasks: set[asyncio.Task[None]] = set()
         self._lent: dict[str, tuple[str, Staged]] = {}
         self._unwanted: set[str] = set()
@@ -43,18 +66,49 @@ class Copies:
         self._loaded = asyncio.Condition()
         self._looking = False
 
+    def begin(self, tell: Callable[[CopyEvent], None], ask: Callable[[str], None]) -> None:
+        """tell: takes the events. ask: has the manager offer a variant of which nothing is on this machine; `named`
+        brings its answer."""
+        self._tell = tell
+        self._ask = ask
+        if self._service is not None:
+            self._service.start()
+
+    # --- other machines
+
+    def serve(self, ends: tuple[str, str] | None) -> None:
+        """A manager was reached, over a network with these ends (as `ports.WorkerLink.ends`): serve files at our own.
+        Raises `ConfigError` where the port for that can't be had."""
+        if ends is None:
+            return
+        self._manager, here = ends
+        if self._service is not None and not self._serves_at:
+            self._service.listen(here)
+            self._serves_at = here
+
+    def served(self) -> Served | None:
+        """How others fetch what is staged here."""
+        if self._service is None or not self._serves_at:
+            return None
+        url = f"http://{bracketed(self._serves_at)}:{self._service.port}"
+        return Served(url=url, key=self._service.key, now_s=time.monotonic())
+
+    def listing(self, variant_id: str) -> Listing | None:
+        """The files of a staged copy, where others can fetch them."""
+        return self._listings.get(variant_id) if self._serves_at else None
+
+    def named(self, answer: SourceNamed) -> None:
+        """The manager says from where to stage."""
+        self._offers[answer.variant] = answer
+        self._run(self._notify(self._offered))
+
     # --- wishes
 
-    def make(self, variant_id: str, level: Level, model: str, source: str = "") -> None:
-        """Stage or park what is in the folder `model`, or on the machine of the worker `source`. Ends in `CopyMade` or
-        `CopyFailed`."""
+    def make(self, variant_id: str, level: Level, context: Context, source: str = "") -> None:
+        """Stage or park a context's files, from the machine of the worker `source` if it is not empty. Ends in
+        `CopyMade` or `CopyFailed`."""
         self._unwanted.discard(variant_id)
-        if source:
-            work = self._fetch(source)
-        elif level is Level.STAGED:
-            work = self._stage(variant_id, Path(model))
-        else:
-            work = self._park(variant_id, Path(model))
+        work = self._park(variant_id, context) if level is Level.PARKED else self._stage(variant_id, context, source)
         self._run(self._made(variant_id, level, work))
 
     def unpark(self, variant_id: str) -> None:
@@ -104,7 +158,7 @@ class Copies:
     def loaded(self, replica_id: str) -> None:
         """A replica has loaded."""
         if self._loading.pop(replica_id, None) is not None:
-            self._run(self._notify())
+            self._run(self._notify(self._loaded))
 
     def ended(self, replica_id: str) -> None:
         """A replica is gone."""
@@ -126,6 +180,8 @@ class Copies:
             staged.close()
         self._lent.clear()
         self._parking.close()
+        if self._service is not None:
+            await self._service.close()
 
     # --- the work
 
@@ -134,7 +190,7 @@ class Copies:
         try:
             size = await work
         except CopyError as error:
-            self._failed(variant_id, level, str(error))
+            self._failed(variant_id, level, str(error), remote=isinstance(error, NotFetched))
             return
         except Exception as error:
             log.say_error()
@@ -144,20 +200,59 @@ class Copies:
         log.say(f"{level.value} {variant_id}: {size / 1e9:.2f} GB in {took_s:.1f} s")
         self._tell(ev.CopyMade(variant_id, level, size, took_s))
 
-    def _failed(self, variant_id: str, level: Level, reason: str) -> None:
+    def _failed(self, variant_id: str, level: Level, reason: str, *, remote: bool = False) -> None:
         log.say(f"{variant_id} is not {level.value}: {reason}")
-        self._tell(ev.CopyFailed(variant_id, level, reason))
+        self._tell(ev.CopyFailed(variant_id, level, reason, remote))
 
-    async def _fetch(self, source: str) -> int:
-        raise CopyError(f"files can't be fetched from {source} yet: only what this machine can read is copied")
-
-    async def _stage(self, variant_id: str, model: Path) -> int:
-        staged = await _in_thread(self._cache.make, variant_id, model)
+    async def _stage(self, variant_id: str, context: Context, source: str) -> int:
+        answer = self._offers.pop(variant_id, None)
+        staged: Staged | None = None
+        if not source and (answer is None or answer.offer is None):
+            staged = await _in_thread(self._from_here, variant_id, context, late=_close)
+            if staged is None:
+                answer = await self._offer_of(variant_id)
+        if staged is None:
+            staged = await _in_thread(self._fetch, variant_id, answer, source, late=_close)
         staged.close()
+        files = {name: FileFact(entry.digest, entry.size) for name, entry in staged.files.items()}
+        self._listings[variant_id] = Listing(files=files, single=staged.path.is_file())
         return staged.bytes
 
-    async def _park(self, variant_id: str, model: Path) -> int:
-        return (await _in_thread(self._park_here, variant_id, model)).bytes
+    def _from_here(self, variant_id: str, context: Context) -> Staged | None:
+        """What this machine has already, or can read where the context says or in its own hub cache; else None."""
+        staged = self._cache.find(variant_id)
+        if staged is not None:
+            return staged
+        places = identity.places(context.model_path or "", context.identity)
+        model = next((path for path in places if identity.is_at(path, context.identity)), None)
+        return self._cache.make(variant_id, model) if model is not None else None
+
+    async def _offer_of(self, variant_id: str) -> SourceNamed:
+        """Ask the manager until it answers."""
+        async with asyncio.timeout(LOAD_S_MAX), self._offered:
+            while (answer := self._offers.pop(variant_id, None)) is None or not (answer.offer or answer.refusal):
+                self._ask(variant_id)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._offered.wait_for(lambda: variant_id in self._offers), ASK_S)
+        return answer
+
+    def _fetch(self, variant_id: str, answer: SourceNamed | None, source: str) -> Staged:
+        if answer is None or answer.offer is None:
+            why = answer.refusal if answer is not None else ""
+            raise NotFetched(why or f"{source} was named, but not where it serves files")
+        listing, url = answer.offer.listing, answer.offer.url or f"http://{self._manager}"
+        files = {name: Entry(fact.digest, fact.size) for name, fact in listing.files.items()}
+        listed = Manifest(variant_id, files, listing.single)
+        try:
+            with Peer(url, answer.offer.tokens, source or "the manager", self._cache.stop) as peer:
+                return self._cache.fetch(listed, peer.pieces)
+        except Leaving:
+            raise
+        except CopyError as error:
+            raise NotFetched(str(error)) from error
+
+    async def _park(self, variant_id: str, context: Context) -> int:
+        return (await _in_thread(self._park_here, variant_id, Path(context.model_path or ""))).bytes
 
     def _park_here(self, variant_id: str, model: Path) -> Parked:
         staged: Staged | None = None
@@ -204,14 +299,19 @@ class Copies:
     def _there(self, variant_ids: list[str]) -> list[bool]:
         return [self._cache.has(variant_id) for variant_id in variant_ids]
 
-    async def _notify(self) -> None:
-        async with self._loaded:
-            self._loaded.notify_all()
+    @staticmethod
+    async def _notify(condition: asyncio.Condition) -> None:
+        async with condition:
+            condition.notify_all()
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _nobody(_: object) -> None:
+    pass
 
 
 def _close(staged: Staged | None) -> None:

@@ -14,7 +14,6 @@ import platform
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,11 +87,11 @@ class AgentLoop:
         devices: list[DeviceSpec],
         link: WorkerLink,
         memory_bytes: int,
-        copies: Callable[[Callable[[CopyEvent], None]], Copies],
+        copies: Copies,
         surroundings: Surroundings,
     ) -> None:
-        """memory_bytes: of the host, for parked copies and sleeping replicas. copies: makes what handles files, given
-        where to tell what became of them."""
+        """memory_bytes: of the host, for parked copies and sleeping replicas. copies: what handles files; ends with
+        this."""
         self._surroundings = surroundings
         self._turned_away: NotWanted | None = None
         self._name = name
@@ -107,7 +106,7 @@ class AgentLoop:
         self._servers = Servers(
             Path(spec.log_dir), name, self._replica_said, self._replica_ended, surroundings.of_runtime
         )
-        self._copies = copies(self._copy_changed)
+        self._copies = copies
         self._loads = Loads()
         self._contexts: dict[str, Context] = {}
         self._operations: dict[str, Operation] = {}
@@ -123,6 +122,7 @@ class AgentLoop:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._signalled, number)
         loop.set_exception_handler(self._broke)
+        self._copies.begin(self._copy_changed, self._ask_remote)
         over = loop.create_task(self._over.wait())
         beats = loop.create_task(self._beat())
         connects = loop.create_task(self._stay_connected())
@@ -167,6 +167,7 @@ class AgentLoop:
                 continue
             log.say("the manager let it in")
             give_up_at_s, pause_s, said = math.inf, RECONNECT_S, ""
+            self._copies.serve(self._link.ends)
             self._join()
             await self._lost.wait()
             self._handle(ev.ManagerLost())
@@ -177,7 +178,7 @@ class AgentLoop:
     def _join(self) -> None:
         residents = [self._resident(replica_id, with_context=True) for replica_id in self._agent.replicas]
         copies = [
-            Copy(variant=variant_id, level=_kept(level), bytes=held.bytes, took_s=held.took_s, context=context)
+            self._copy(variant_id, level, held.bytes, held.took_s, context)
             for variant_id, level, held in self._agent.residences.made_copies()
             if (context := self._contexts.get(variant_id)) is not None
         ]
@@ -188,10 +189,12 @@ class AgentLoop:
                 host=platform.node(),
                 devices=list(self._devices.values()),
                 memory_bytes=self._memory_bytes,
+                serves=self._copies.served(),
                 residents=[resident for resident in residents if resident is not None],
                 copies=copies,
                 environment=self._surroundings.environment,
                 cache=self._surroundings.look(),
+                cache_name=self._copies.cache_name,
             )
         )
         for rows in self._kept:
@@ -241,6 +244,7 @@ class AgentLoop:
                 self._handle(ev.WantsChanged(message.epoch, message.version, wants))
                 self._forget_contexts()
             case SourceNamed():
+                self._copies.named(message)
                 self._handle(ev.SourceNamed(message.epoch, message.variant, message.source))
             case ForgetJob():
                 self._handle(ev.JobForgotten(message.job))
@@ -276,6 +280,14 @@ class AgentLoop:
             self._loads.copied(event.variant_id, event.level, time.monotonic())
         self._handle(event)
         self._forget_contexts()
+
+    def _ask_remote(self, variant_id: str) -> None:
+        self._link.send(SourceAsked(variant=variant_id, remote=True))
+
+    def _copy(self, variant_id: str, level: Level, size: int, took_s: float, context: Context | None = None) -> Copy:
+        kept: Literal["parked", "staged"] = "parked" if level is Level.PARKED else "staged"
+        listing = self._copies.listing(variant_id) if level is Level.STAGED and size else None
+        return Copy(variant=variant_id, level=kept, bytes=size, took_s=took_s, context=context, listing=listing)
 
     # --- replicas
 
@@ -401,14 +413,13 @@ class AgentLoop:
             case do.MakeCopy(variant_id, level, source):
                 self._loads.copying(variant_id, level, time.monotonic())
                 context = self._contexts[variant_id]
-                self._copies.make(variant_id, level, context.model_path or "", source)
+                self._copies.make(variant_id, level, context, source)
                 if any(v.variant_id == variant_id for slot in self._agent.slots.values() for v in slot.wants):
                     self._servers.prepare(context.runtime)  # while the files are copied
             case do.DropCopy():
                 self._copies.unpark(decision.variant_id)
             case do.SendCopy(variant_id, level, size, took_s):
-                copy = Copy(variant=variant_id, level=_kept(level), bytes=size, took_s=took_s)
-                self._link.send(Kept(copy=copy))
+                self._link.send(Kept(copy=self._copy(variant_id, level, size, took_s)))
 
     def _start(self, decision: do.StartReplica) -> None:
         replica_id, variant_id = decision.replica_id, decision.variant_id
@@ -485,7 +496,3 @@ class AgentLoop:
 
     def _signalled(self, number: signal.Signals) -> None:
         self._handle(ev.DrainAsked(self._spec.grace_s, f"it got {number.name}"))
-
-
-def _kept(level: Level) -> Literal["parked", "staged"]:
-    return "parked" if level is Level.PARKED else "staged"

@@ -20,9 +20,9 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pilotlight.worker import filecopy, modelfiles
-from pilotlight.worker.locks import CopyError, Leaving, held
-from pilotlight.worker.modelfiles import Source
+from pilotlight.files import filecopy, modelfiles
+from pilotlight.files.locks import CopyError, Leaving, held
+from pilotlight.files.modelfiles import Source
 
 PIECE_BYTES = 64 << 20
 RESERVE_BYTES = 64 << 20

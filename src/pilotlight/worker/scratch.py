@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pilotlight.files.locks import take, try_take
 from pilotlight.views import CacheView
 from pilotlight.wire import Environment
-from pilotlight.worker.locks import take, try_take
 
 PATH_BYTES_MAX = 64
 """Of a scratch folder: libraries put Unix sockets below TMPDIR (Ray, ZeroMQ, multiprocessing), whose whole path may

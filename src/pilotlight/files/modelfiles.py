@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from pilotlight.worker.locks import CopyError
+from pilotlight.files.locks import CopyError
+from pilotlight.files.manifest import FILES_MAX
 
 WEIGHTS = frozenset({".safetensors", ".gguf"})
 NEEDLESS = frozenset({".bin", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".onnx", ".md", ".png", ".jpg", ".pdf"})
@@ -21,8 +22,6 @@ COPIES = frozenset({"original", "onnx", "openvino", "coreml", "metal", "__pycach
 """Folders with the same weights once more."""
 SKIPPED = (".", "checkpoint-")
 """How folders begin that hold no part of the model: hidden ones, and what training left behind."""
-FILES_MAX = 500
-"""A folder with more is no model's alone; each file in the making takes a descriptor."""
 HUB_BLOB_NAME_LENGTHS = frozenset({40, 64})
 
 
@@ -90,6 +89,13 @@ def of(model: Path) -> list[Source]:
         raise CopyError(unreadable(error, model)) from error
     used = _used_weights(model, [source.relative for source in found])
     return [source for source in found if used is None or not _is_top_safetensors(source) or source.relative in used]
+
+
+def is_whole(model: Path) -> bool:
+    """Whether a model's folder has a configuration and all the weights that it names. Raises `CopyError`."""
+    names = {source.relative for source in of(model)}
+    weights = {name for name in names if Path(name).suffix in WEIGHTS}
+    return "config.json" in names and bool(weights) and (_used_weights(model, sorted(names)) or set()) <= names
 
 
 def unreadable(error: OSError, path: Path) -> str:

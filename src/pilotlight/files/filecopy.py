@@ -14,8 +14,8 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 
-from pilotlight.worker.locks import CopyError, Leaving
-from pilotlight.worker.modelfiles import Source
+from pilotlight.files.locks import CopyError, Leaving
+from pilotlight.files.modelfiles import Source
 
 FICLONE = 0x40049409
 """ioctl_ficlone(2): let one file share another's blocks until either changes."""

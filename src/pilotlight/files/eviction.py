@@ -12,16 +12,19 @@ import contextlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from pilotlight.worker.locks import try_take
-from pilotlight.worker.manifest import Entry, Manifest
+from pilotlight.files import incoming
+from pilotlight.files.locks import try_take
+from pilotlight.files.manifest import Entry, Manifest
 
 IDLE_S_MIN = 1.0
+PARTIAL_S_MAX = 3600.0
+"""What has come of a file is kept for so long after its last byte, for a try that goes on with it."""
 
 
 class Stock(Protocol):
@@ -59,9 +62,13 @@ def own_bytes(path: Path) -> int:
     return status.st_size if status.st_nlink == 1 else 0
 
 
-def evict(stock: Stock, need: int, now: float) -> None:
-    """Remove what no variant needs, then variants that nobody uses, until `need` bytes fit or nothing is left."""
+def evict(stock: Stock, need: int, now: float, going_on: Collection[str] = ()) -> None:
+    """Remove what no variant needs, then variants that nobody uses, until `need` bytes fit or nothing is left.
+
+    going_on: digests of which what has come so far is about to be gone on with.
+    """
     sweep(stock)
+    _forget_partials(stock, now, going_on)
     stuck: set[str] = set()
     while stock.room()[0] < need:
         victim = _cheapest(stock, stuck, now)
@@ -106,8 +113,23 @@ def sweep(stock: Stock) -> None:
                 path.unlink()
 
 
-def sweep_torn(stock: Stock) -> None:
+def _forget_partials(stock: Stock, before: float, going_on: Collection[str] = ()) -> None:
+    """Remove what has come of files that nobody brings, and of which nothing came after a moment."""
+    for path in incoming.partials(stock.root):
+        if path.stem in going_on:
+            continue
+        with contextlib.suppress(OSError):
+            lock = try_take(path)
+            if lock is None:
+                continue
+            if path.stat().st_mtime <= before:
+                path.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def sweep_torn(stock: Stock, now: float) -> None:
     """Remove what processes that died were making: nobody holds its lock."""
+    _forget_partials(stock, now - PARTIAL_S_MAX)
     for path in (stock.root / "tmp").iterdir():
         with contextlib.suppress(OSError):
             lock = try_take(path)

@@ -14,10 +14,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pilotlight.worker import filecopy, manifest, modelfiles
-from pilotlight.worker.cache import Cache
-from pilotlight.worker.locks import CopyError, take
-from pilotlight.worker.manifest import Entry, Manifest
+from pilotlight.files import filecopy, manifest, modelfiles
+from pilotlight.files.cache import Cache
+from pilotlight.files.locks import CopyError, take
+from pilotlight.files.manifest import Entry, Manifest
 
 MB = 1 << 20
 LONG_AGO = 1e9
@@ -223,8 +223,8 @@ def test_a_folder_of_everything_is_refused(tmp_path: Path) -> None:
 
 STAGE = """
 import sys, pathlib
-from pilotlight.worker import filecopy
-from pilotlight.worker.cache import Cache
+from pilotlight.files import filecopy
+from pilotlight.files.cache import Cache
 
 def read(fd):
     for piece in filecopy.read(fd):

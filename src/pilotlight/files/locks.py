@@ -58,6 +58,11 @@ def try_take(path: Path, *, shared: bool = False, create: bool = False) -> int |
         os.close(fd)  # it was removed or replaced between open and lock
 
 
+def share(fd: int) -> None:
+    """Let others share a lock that was this process's alone. Nobody gets between."""
+    fcntl.flock(fd, fcntl.LOCK_SH)
+
+
 def _still_there(fd: int, path: Path) -> bool:
     held = os.fstat(fd)
     try:

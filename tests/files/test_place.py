@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pilotlight.core.errors import ConfigError
-from pilotlight.worker import place
-from pilotlight.worker.place import Mount, Place
+from pilotlight.files import place
+from pilotlight.files.place import Mount, Place
 
 GB = 1 << 30
 MOUNTINFO = r"""

@@ -11,7 +11,11 @@ from typing import Annotated
 
 import msgspec
 
+from pilotlight.files.locks import CopyError
+
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+FILES_MAX = 500
+"""A folder with more is no model's alone; each file in the making takes a descriptor."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VARIANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -59,6 +63,24 @@ def read(path: Path) -> Manifest | None:
     except (OSError, msgspec.MsgspecError):
         return None
     return manifest if manifest.files and all(map(is_below, manifest.files)) else None
+
+
+def check(listed: Manifest) -> None:
+    """Raise `CopyError` for one that came from elsewhere and names what it must not."""
+    for relative, entry in listed.files.items():
+        if not is_below(relative) or not is_digest(entry.digest) or entry.size < 0:
+            raise CopyError(f"it is said to have a file {relative!r:.80}, which can't be")
+    if not listed.files or (listed.single and len(listed.files) > 1):
+        raise CopyError("it is said to have no files, or too many")
+    if len(listed.files) > FILES_MAX:
+        raise CopyError(f"it is said to have more than {FILES_MAX:,} files")
+    parents = {str(parent) for relative in listed.files for parent in PurePosixPath(relative).parents}
+    if parents & listed.files.keys():
+        raise CopyError("one of its files is said to be a folder too")
+    if len({(entry.digest, entry.size) for entry in listed.files.values()}) > len(
+        {e.digest for e in listed.files.values()}
+    ):
+        raise CopyError("one of its files is said to have two sizes")
 
 
 def is_below(relative: str) -> bool:

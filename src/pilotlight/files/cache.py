@@ -3,6 +3,7 @@
     files/ab/abcd…        content, named by its SHA-256, read-only
     variants/ID/          a variant: manifest.json, and model/ with links to files, which runtimes load from
     sources/KEY           the digest of a source that was read, by its device, inode, size and time of change
+    partial/DIGEST.SIZE   what has come of a file from another machine (see `incoming`)
     tmp/                  what is being made; whoever makes it holds a lock on it, so what nobody locks is torn
     locks/                locks for making things
 
@@ -20,17 +21,17 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from pilotlight.durable import sync_folder
-from pilotlight.worker import eviction, filecopy, manifest, modelfiles
-from pilotlight.worker.locks import CopyError, held, take, try_take
-from pilotlight.worker.manifest import Entry, Manifest
-from pilotlight.worker.modelfiles import Source
+from pilotlight.files import eviction, filecopy, incoming, manifest, modelfiles
+from pilotlight.files.locks import CopyError, held, take, try_take
+from pilotlight.files.manifest import Entry, Manifest
+from pilotlight.files.modelfiles import Source
 
 STRIPES = 256
 """Lock files for making things: two things that share one wait for each other without need, and nothing more."""
@@ -73,6 +74,25 @@ class Cache:
         self._read = read
         self._clock = clock
 
+    @property
+    def name(self) -> str:
+        """What tells this cache from every other, on whatever machine; made by whoever asks first. Raises
+        `CopyError`."""
+        path = self.root / "name"
+        with self._explained():
+            self._prepare()
+            with contextlib.suppress(FileNotFoundError):
+                return path.read_text()
+            with self.temporary() as (fd, fresh):
+                os.write(fd, secrets.token_hex(8).encode())
+                try:
+                    os.link(fresh, path)
+                except FileExistsError:
+                    pass  # another was first
+                except OSError:
+                    fresh.replace(path)  # a file system without hard links
+            return path.read_text()
+
     # --- variants
 
     def make(self, variant_id: str, model: Path) -> Staged:
@@ -97,6 +117,37 @@ class Cache:
                     files = {source.relative: self._bring(source, pins) for source in sources}
                     listed = Manifest(variant_id, files, single=not model.is_dir())
                     return self._staged(listed, self._publish(listed))
+                finally:
+                    for pin in pins:
+                        os.close(pin)
+
+    def fetch(self, listed: Manifest, pieces: incoming.Pieces) -> Staged:
+        """Stage a variant from elsewhere: what of its files is missing here is read by `pieces`. Raises `CopyError`.
+
+        Where another worker is at it, wait and find it done. What has come when it fails is kept for the next try.
+        """
+        with self._explained():
+            self._prepare()
+            manifest.check(listed)
+            with held(self._stripe("variant", listed.variant), self.stop):
+                found = self.find(listed.variant)
+                if found is not None:
+                    return found
+                wanted = {entry.digest: entry.size for entry in listed.files.values()}
+                self._make_room(
+                    sum(
+                        size - incoming.there(incoming.partial(self.root, digest, size))
+                        for digest, size in wanted.items()
+                        if not self.file(digest).exists()
+                    ),
+                    going_on=wanted,
+                )
+                pins: list[int] = []
+                try:
+                    came = incoming.bring(self, wanted, pieces, pins)
+                    files = {name: came[entry.digest] for name, entry in listed.files.items()}
+                    whole = msgspec.structs.replace(listed, files=files)
+                    return self._staged(whole, self._publish(whole))
                 finally:
                     for pin in pins:
                         os.close(pin)
@@ -172,7 +223,7 @@ class Cache:
         with held(self._stripe("file", source.key), self.stop):
             known = self._known(source)
             while True:
-                pin = self._pin(known.digest, source.size) if known is not None else None
+                pin = self.pin(known.digest, source.size) if known is not None else None
                 if known is not None and pin is not None:
                     pins.append(pin)
                     return known
@@ -181,7 +232,9 @@ class Cache:
                 known = Entry(digest, source.size, time.monotonic() - began)
                 self._remember(source, known)
 
-    def _pin(self, digest: str, size: int) -> int | None:
+    def pin(self, digest: str, size: int) -> int | None:
+        """A lock that keeps content here until it is closed; None where it is not here, or not whole. Raises
+        `CopyError`, OSError."""
         path = self.file(digest)
         try:
             fd = take(path, self.stop, shared=True)
@@ -203,9 +256,13 @@ class Cache:
             digest = filecopy.copy(source, fd, self.stop, known, self._read)
             os.fchmod(fd, 0o444)
             os.fsync(fd)
-            if not self._link(path, digest):
-                path.replace(self.file(digest))  # a file system without hard links
+            self.admit(path, digest)
         return digest
+
+    def admit(self, path: Path, digest: str) -> None:
+        """Give a file of the cache, whose content has that digest, its place. Raises OSError."""
+        if not self._link(path, digest):
+            path.replace(self.file(digest))  # a file system without hard links
 
     def _link(self, path: Path, digest: str) -> bool:
         target = self.file(digest)
@@ -293,12 +350,12 @@ class Cache:
 
     # --- room
 
-    def _make_room(self, need: int) -> None:
+    def _make_room(self, need: int, going_on: Collection[str] = ()) -> None:
         with held(self._lock_path("collect"), self.stop):
-            eviction.sweep_torn(self)
+            eviction.sweep_torn(self, self._clock())
             room, text = self.room()
             if room < need:
-                eviction.evict(self, need, self._clock())
+                eviction.evict(self, need, self._clock(), going_on)
                 room, text = self.room()
         if room < need:
             raise CopyError(f"it needs {need / 1e9:.2f} GB and {text}")
@@ -307,7 +364,7 @@ class Cache:
         """Bytes that may come in, and a clause that says so."""
         disk = os.statvfs(self.root)
         free = disk.f_bavail * disk.f_frsize - DISK_RESERVE_BYTES
-        used = sum(eviction.own_bytes(path) for path in self.files())
+        used = sum(eviction.own_bytes(path) for path in (*self.files(), *incoming.partials(self.root)))
         limit = self._limit_bytes or int((free + used) * DISK_SHARE)
         if limit - used <= free:
             text = f"the cache {self.root} may hold {limit / 1e9:.2f} GB, of which {used / 1e9:.2f} GB are in use"
@@ -361,7 +418,7 @@ class Cache:
         return self._lock_path(f"{kind}-{number:02x}")
 
     def _prepare(self) -> None:
-        for name in ("files", "variants", "sources", "tmp", "locks"):
+        for name in ("files", "variants", "sources", "partial", "tmp", "locks"):
             (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @contextlib.contextmanager
