@@ -28,7 +28,7 @@ from pathlib import Path
 import msgspec
 
 from pilotlight.durable import sync_folder
-from pilotlight.files import eviction, filecopy, incoming, manifest, modelfiles
+from pilotlight.files import eviction, filecopy, incoming, manifest, modelfiles, place
 from pilotlight.files.locks import CopyError, held, take, try_take
 from pilotlight.files.manifest import Entry, Manifest
 from pilotlight.files.modelfiles import Source
@@ -239,6 +239,7 @@ class Cache:
         try:
             fd = take(path, self.stop, shared=True)
         except FileNotFoundError:
+            path.unlink(missing_ok=True)  # a link to the hub's cache, from which it went
             return None
         if os.fstat(fd).st_size == size:
             return fd
@@ -250,7 +251,7 @@ class Cache:
         blob = source.hub_blob
         if blob is not None and self._is_free(source, None):
             digest = known or filecopy.digest_of(source, self.stop, self._read)
-            if self._link(blob, digest):
+            if self._link(blob, digest) or self._refer(blob, digest):
                 return digest
         with self.temporary() as (fd, path):
             digest = filecopy.copy(source, fd, self.stop, known, self._read)
@@ -278,11 +279,19 @@ class Cache:
         sync_folder(target.parent)
         return True
 
+    def _refer(self, path: Path, digest: str) -> bool:
+        """Let content stay on another disk of this machine, and name it here. Raises OSError."""
+        with contextlib.suppress(FileExistsError):
+            self.file(digest).symlink_to(path)
+        return True
+
     def _is_free(self, source: Source, known: Entry | None) -> bool:
-        """Whether it takes no room: it is here, or in the hub's cache on this disk, to which a link will do."""
+        """Whether it takes no room: it is here, or in a hub's cache on a disk of this machine, to which a link will
+        do."""
         if known is not None and self.file(known.digest).exists():
             return True
-        return source.hub_blob is not None and source.device == self.root.stat().st_dev
+        blob = source.hub_blob
+        return blob is not None and (source.device == self.root.stat().st_dev or place.is_local(blob))
 
     def _is_whole(self, view: Path, listed: Manifest) -> bool:
         """Whether a variant's links lead to files of the cache that have the size which they should have."""
