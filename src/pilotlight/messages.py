@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pilotlight.views import CacheView, ContextView, JobView, Totals, WorkerView
 from pilotlight.wire import (
     VERSION,
+    Arrival,
     Chunk,
     Context,
     DeviceSpec,
@@ -478,9 +479,10 @@ class Returned(Message, frozen=True, kw_only=True):
 
 
 class Beat(Message, frozen=True, kw_only=True):
-    """A sign of life, about twice a second."""
+    """A sign of life, about twice a second. arriving: what is being staged."""
 
     started: int = 0
+    arriving: list[Arrival] = []
 
 
 class Leaving(Message, frozen=True, kw_only=True):

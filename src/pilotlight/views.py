@@ -93,6 +93,27 @@ class ReplicaView(Struct, frozen=True, kw_only=True):
     rows_done: int = 0
 
 
+class ArrivalView(Struct, frozen=True, kw_only=True):
+    """A context whose files are being staged: how many of their bytes are here, and from which worker they come
+    (empty: from the origin)."""
+
+    name: str
+    done_bytes: int
+    total_bytes: int
+    source: str = ""
+
+    @property
+    def text(self) -> str:
+        """In a few words: `fetching tiny, 34 % of 3.4 GB from worker-2`."""
+        source = f" from {self.source}" if self.source else ""
+        return f"fetching {self.name}, {100 * self.fraction:.0f} % of {bytes_text(self.total_bytes)}{source}"
+
+    @property
+    def fraction(self) -> float:
+        """How much is here, 0 to 1."""
+        return self.done_bytes / self.total_bytes if self.total_bytes else 1.0
+
+
 class CacheView(Struct, frozen=True, kw_only=True):
     """Where a machine's cache of model files lies, as its worker saw it when it joined.
 
@@ -126,7 +147,7 @@ class CacheView(Struct, frozen=True, kw_only=True):
 
 class WorkerView(Struct, frozen=True, kw_only=True):
     """A worker as a display needs it. state: live, draining, lost. cache, environment: as it said when it joined (None:
-    it did not). troubles: what it can't do, and what is odd about it, in sentences."""
+    it did not). arriving: what it stages. troubles: what it can't do, and what is odd about it, in sentences."""
 
     worker: str
     pid: int
@@ -135,6 +156,7 @@ class WorkerView(Struct, frozen=True, kw_only=True):
     rows_done: int
     rows_leased: int
     replicas: list[ReplicaView]
+    arriving: list[ArrivalView] = []
     devices: list[str] = []
     cache: CacheView | None = None
     environment: Environment | None = None

@@ -240,6 +240,16 @@ class Offer(Struct, frozen=True, kw_only=True):
     url: str = ""
 
 
+class Arrival(Struct, frozen=True, kw_only=True):
+    """A variant's files that are being staged: how many of their bytes are here, and from which worker they come
+    (empty: from the origin)."""
+
+    variant: str
+    done_bytes: int
+    total_bytes: int
+    source: str = ""
+
+
 # --- workers and pools ---------------------------------------------------------------------------------------
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from pilotlight.client.console.fold import Fold
 from pilotlight.client.console.summary import render, summarise
 from pilotlight.messages import JobEnded, Notice, Snapshot
 from pilotlight.quantities import duration, number
-from pilotlight.views import OTHERS, JobView, ReplicaView, Totals, WorkerView
+from pilotlight.views import OTHERS, ArrivalView, JobView, ReplicaView, Totals, WorkerView
 
 
 def _view(done: int, **more: object) -> JobView:
@@ -63,6 +64,17 @@ def test_what_is_waited_for_is_named() -> None:
     assert fold.line.endswith("loading tiny")
     fold.take(_snapshot(_view(0), _worker("live")), 1.0)
     assert fold.worker_lines == [("worker-1", "live", "tiny live on cpu, loaded in 1.2 s", "7 rows")]
+
+
+def test_files_on_their_way_are_shown_by_the_one_that_is_furthest() -> None:
+    def fetching(done: int, source: str) -> WorkerView:
+        arrival = ArrivalView(name="tiny", done_bytes=done, total_bytes=3_400_000_000, source=source)
+        return msgspec.structs.replace(_worker("starting"), replicas=[], arriving=[arrival])
+
+    fold = Fold()
+    fold.take(_snapshot(_view(0), fetching(34_000_000, "worker-2"), fetching(1_700_000_000, "")), 1.0)
+    assert fold.line.endswith("fetching tiny, 50 % of 3.4 GB")
+    assert fold.worker_lines[0] == ("worker-1", "live", "fetching tiny, 1 % of 3.4 GB from worker-2", "7 rows")
 
 
 def test_other_jobs_are_not_shown() -> None:

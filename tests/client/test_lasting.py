@@ -16,10 +16,11 @@ from pilotlight.client.feed import Window
 from pilotlight.client.jobs import Job
 from pilotlight.client.lasting import Wishes
 from pilotlight.client.pool import Pool
-from pilotlight.core.errors import LinkClosed
+from pilotlight.core.errors import LinkClosed, MissingExtra
 from pilotlight.messages import Ask
 from pilotlight.poolfile import SOCKET_PATH_BYTES_MAX, is_up, pool_folder, read_spec
 from pilotlight.wire import Operation, PoolSpec, WorkerShape
+from pilotlight.worker import build
 
 from .conftest import COMMAND, up
 
@@ -206,3 +207,12 @@ def test_nothing_begins_on_a_session_that_was_closed(lasting_pool: int) -> None:
         session.ask(lambda ticket: Ask(ticket=ticket, what="jobs"))
     with pytest.raises(pl.JobCancelled, match="the pool was closed"):
         session.attach(Job(send=lambda _: None, reader=None, ordered=True, window=Window()), "job-1")
+
+
+def test_only_a_pool_of_ones_own_needs_a_runtime_here(lasting_pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(build.REQUIRES, "transformers", ("no_such_library",))
+    with Pool.connect() as pool:
+        assert [result.text for result in pool.generate(MODEL, ["a"])] == ["a!"]
+    refused = pytest.raises(MissingExtra, match=r"no_such_library can't be found: pip install 'pilotlight")
+    with Pool(manager_command=COMMAND) as own, refused:
+        own.generate(MODEL, ["a"])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,19 +120,55 @@ def test_variants_share_files(tmp_path: Path) -> None:
     assert len(list(cache.files())) == 2, "only what nobody needs has gone"
 
 
-def test_a_file_of_the_hub_s_cache_is_linked_and_keeps_its_mode(tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "c0ffee"
+def hub(root: Path) -> tuple[Path, Path]:
+    """A snapshot in a hub's cache, and the blob of its weights."""
+    blobs, snapshot = root / "hub" / "blobs", root / "hub" / "snapshots" / "c0ffee"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for name, content in (("config.json", b"{}"), ("model.safetensors", b"w" * 5000)):
         blob = blobs / hashlib.sha256(content).hexdigest()
         blob.write_bytes(content)
         (snapshot / name).symlink_to(f"../../blobs/{blob.name}")
+    return snapshot, blob
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another disk of this machine."""
+    shared = Path("/dev/shm")
+    if not os.access(shared, os.W_OK) or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system")
+    with tempfile.TemporaryDirectory(dir=shared) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("disk", ["the same", "another"])
+def test_a_file_of_the_hub_s_cache_is_used_in_place_and_keeps_its_mode(
+    tmp_path: Path, disk: str, request: pytest.FixtureRequest
+) -> None:
+    snapshot, blob = hub(tmp_path if disk == "the same" else request.getfixturevalue("elsewhere"))
     mode = blob.stat().st_mode
     cache = Cache(tmp_path / "cache", limit_bytes=10)
     path = stage(cache, "v", snapshot)
     assert (path / "model.safetensors").samefile(blob), "no bytes were copied, and none count"
     assert blob.stat().st_mode == mode
+    assert cache.room()[0] == 10
+    assert cache.drop("v")
+    assert list(cache.files()) == []
+    assert blob.read_bytes() == b"w" * 5000, "it is the hub's"
+
+
+def test_what_went_from_the_hub_s_cache_is_staged_anew(tmp_path: Path, elsewhere: Path) -> None:
+    snapshot, blob = hub(elsewhere)
+    cache = Cache(tmp_path / "cache")
+    stage(cache, "v", snapshot)
+    content = blob.read_bytes()
+    blob.unlink()
+    assert cache.find("v") is None
+    again = stage(cache, "v", model(tmp_path / "m", weights=content))
+    blob.write_bytes(content)
+    assert (again / "model.safetensors").read_bytes() == content
+    assert not (again / "model.safetensors").samefile(blob)
 
 
 @pytest.mark.parametrize("change", [b"x" * 1000, b"longer" * 1000])

@@ -13,8 +13,8 @@ from pilotlight.files import tokens
 from pilotlight.files.control import Described
 from pilotlight.files.locks import CopyError
 from pilotlight.manager.offers import Offers
-from pilotlight.messages import Copy, Join, Kept, SourceAsked, SourceNamed
-from pilotlight.wire import Context, FileFact, Listing, Served
+from pilotlight.messages import Beat, Copy, Join, Kept, SourceAsked, SourceNamed
+from pilotlight.wire import Arrival, Context, FileFact, Listing, Served
 
 FILES = {"config.json": ("a" * 64, 2), "model.safetensors": ("b" * 64, 1000)}
 LISTING = Listing(files={name: FileFact(*fact) for name, fact in FILES.items()})
@@ -147,6 +147,18 @@ def test_nothing_is_offered_of_who_has_nothing_serves_nothing_or_is_gone() -> No
         for source in ("p", "q", "r"):
             offers.name("a", "v", source, CONTEXT)
         assert [named.offer for _, named in link.sent] == [None] * 3
+
+    played(play)
+
+
+def test_what_is_on_its_way_is_known_by_the_last_sign_of_life() -> None:
+    async def play(offers: Offers, _link: Link, _service: Service) -> None:
+        arrival = Arrival(variant="v", done_bytes=3, total_bytes=10, source="a")
+        offers.heard("b", Beat(arriving=[arrival]))
+        offers.heard("stranger", Beat(arriving=[arrival]))
+        assert (offers.arriving("a"), offers.arriving("b"), offers.arriving("stranger")) == ([], [arrival], [])
+        offers.heard("b", Beat())
+        assert offers.arriving("b") == []
 
     played(play)
 

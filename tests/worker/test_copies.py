@@ -15,7 +15,7 @@ from pilotlight.core.transitions import Level
 from pilotlight.files import filecopy, identity
 from pilotlight.files.cache import Cache, Staged
 from pilotlight.messages import SourceNamed
-from pilotlight.wire import Context, FileFact, Listing, Offer
+from pilotlight.wire import Arrival, Context, FileFact, Listing, Offer
 from pilotlight.worker.copies import Copies, CopyEvent
 from pilotlight.worker.parking import Parking
 from tests.files.bench import Machine, digest, model, serving
@@ -188,6 +188,32 @@ def test_what_a_peer_offers_is_fetched_and_served_again(tmp_path: Path) -> None:
         assert path is not None
         assert (path / "model.safetensors").read_bytes() == files["model.safetensors"]
         assert bench.copies.listing("v") is None, "it serves nothing"
+        await bench.copies.close()
+
+    play(scenario)
+
+
+def test_it_is_told_how_far_a_copy_is(tmp_path: Path) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def read(fd: int) -> Iterator[memoryview]:
+        for piece in filecopy.read(fd):
+            half = len(piece) // 2
+            yield piece[:half]
+            if half > 100:  # of the weights
+                begun.set()
+                assert goes_on.wait(WITHIN_S)
+            yield piece[half:]
+
+    async def scenario() -> None:
+        bench = Bench(tmp_path, read)
+        assert bench.copies.arriving() == []
+        bench.copies.make("v", Level.STAGED, bench.context())
+        assert await asyncio.to_thread(begun.wait, WITHIN_S)
+        assert bench.copies.arriving() == [Arrival(variant="v", done_bytes=502, total_bytes=1002)]
+        goes_on.set()
+        assert isinstance(await bench.next(), ev.CopyMade)
+        assert bench.copies.arriving() == []
         await bench.copies.close()
 
     play(scenario)

@@ -48,8 +48,9 @@ def _line(view: WorkerView) -> list[str]:
     devices = ", ".join(
         f"{view.devices.count(kind)} x {kind}" if view.devices.count(kind) > 1 else kind for kind in kinds
     )
-    live = ", ".join(sorted({replica.name for replica in view.replicas if replica.state == "live"}))
-    return [view.worker, view.host, view.state, devices, live, f"{view.rows_done:,}", _cache(view.cache)]
+    live = sorted({replica.name for replica in view.replicas if replica.state == "live"})
+    held = ", ".join([*live, *(arrival.text for arrival in view.arriving)])
+    return [view.worker, view.host, view.state, devices, held, f"{view.rows_done:,}", _cache(view.cache)]
 
 
 def _cache(cache: CacheView | None) -> str:

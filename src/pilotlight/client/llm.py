@@ -15,7 +15,6 @@ from pilotlight import wire
 from pilotlight.client.results import Classification, Generation
 from pilotlight.client.sampling import SamplingParams
 from pilotlight.core.errors import ConfigError
-from pilotlight.worker import build
 
 if TYPE_CHECKING:
     from pilotlight.client.pool import Pool
@@ -33,7 +32,7 @@ class LLM:
     model: a folder, or a Hugging Face id, at `revision` (a branch, tag or commit). dtype: of the weights; `auto` is
     the checkpoint's own. max_model_len: longest prompt and answer together. runtime: `auto` picks transformers.
     workers: for the pool of its own; default: one per GPU, else half of the CPUs, 1 to 4.
-    Raises `ConfigError`, `MissingExtra`.
+    Raises `ConfigError`.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class LLM:
             trust_remote_code=trust_remote_code,
             runtime=runtime,
         )
-        build.require("transformers" if self.wire.runtime == "auto" else self.wire.runtime)
 
     def generate(self, prompts: str | Iterable[Any], sampling_params: SamplingParams | None = None) -> list[Generation]:
         """Continue each prompt: a text, a list of token ids, or a dict with `prompt` or `prompt_token_ids`.

@@ -41,6 +41,7 @@ from pilotlight.messages import (
 )
 from pilotlight.views import ContextView, JobView, WorkerView
 from pilotlight.wire import Context, JobRequest, minor_of
+from pilotlight.worker import build
 
 ANSWER_S_MAX = 60.0
 """A manager answers questions at once; pinning a model may first have to find it."""
@@ -69,6 +70,8 @@ class Session:
         self._host = ""
         """The manager's machine, if that is another one."""
         self.greeting: Greeting | None = None
+        self._owns = False
+        """Whether the pool is this process's own, and its workers run with this Python."""
         self.lost = ""
         """Why the manager is gone, if it went without being asked to."""
         self.troubled: set[str] = set()
@@ -77,6 +80,7 @@ class Session:
     def open(self, place: Place, hello: Hello, timeout_s: float = GREETING_S_MAX) -> Greeting:
         """See `Link.open`. After an error there is nothing to close."""
         self._host = "" if isinstance(place, str) else place.host
+        self._owns = hello.owner
         try:
             self.greeting = self._link.open(place, hello, timeout_s)
         except BaseException:
@@ -96,9 +100,12 @@ class Session:
     # --- jobs
 
     def submit(self, job: Job[Any], request: JobRequest, start: Start, *, detached: bool = False) -> None:
-        """Hand a job in; `start` is called once it is accepted. Raises `LinkClosed`, what `close` was given, and as
-        `check_code` does."""
+        """Hand a job in; `start` is called once it is accepted. Raises `LinkClosed`, what `close` was given,
+        `MissingExtra` where the pool is this process's own and can't run the model, and as `check_code` does."""
         self.check_code(request.context, request.operation.function)
+        if self._owns:
+            runtime = request.context.runtime
+            build.require("transformers" if runtime == "auto" else runtime)
         ticket = self._enter(job, start)
         self._link.send(Submit(ticket=ticket, request=request, detached=detached))
 

@@ -28,10 +28,11 @@ from pathlib import Path
 import msgspec
 
 from pilotlight.durable import sync_folder
-from pilotlight.files import eviction, filecopy, incoming, manifest, modelfiles
+from pilotlight.files import eviction, filecopy, incoming, manifest, modelfiles, place
 from pilotlight.files.locks import CopyError, held, take, try_take
 from pilotlight.files.manifest import Entry, Manifest
 from pilotlight.files.modelfiles import Source
+from pilotlight.files.progress import Progress
 
 STRIPES = 256
 """Lock files for making things: two things that share one wait for each other without need, and nothing more."""
@@ -95,11 +96,12 @@ class Cache:
 
     # --- variants
 
-    def make(self, variant_id: str, model: Path) -> Staged:
+    def make(self, variant_id: str, model: Path, progress: Progress | None = None) -> Staged:
         """Stage a variant whose files are in the folder `model` (or are that one file). Raises `CopyError`.
 
-        Where another worker is at it, wait and find it done.
+        Where another worker is at it, wait and find it done. progress: is told how far this one is.
         """
+        progress = progress or Progress()
         with self._explained():
             self._prepare()
             with held(self._stripe("variant", variant_id), self.stop):
@@ -109,23 +111,30 @@ class Cache:
                 sources = modelfiles.of(model)
                 if not sources:
                     raise CopyError(f"{model} holds no file that could be copied")
+                progress.expect({source.relative: source.size for source in sources})
                 self._make_room(
                     sum(source.size for source in sources if not self._is_free(source, self._known(source)))
                 )
                 pins: list[int] = []
                 try:
-                    files = {source.relative: self._bring(source, pins) for source in sources}
+                    files = {source.relative: self._bring(source, pins, progress) for source in sources}
                     listed = Manifest(variant_id, files, single=not model.is_dir())
                     return self._staged(listed, self._publish(listed))
                 finally:
                     for pin in pins:
                         os.close(pin)
 
-    def fetch(self, listed: Manifest, pieces: incoming.Pieces) -> Staged:
+    def fetch(self, listed: Manifest, pieces: incoming.Pieces, progress: Progress | None = None) -> Staged:
         """Stage a variant from elsewhere: what of its files is missing here is read by `pieces`. Raises `CopyError`.
 
         Where another worker is at it, wait and find it done. What has come when it fails is kept for the next try.
+        progress: is told how far this one is, by digest.
         """
+        progress = progress or Progress()
+
+        def counted(digest: str, size: int, have: int) -> Iterator[bytes]:
+            return progress.counting(digest, pieces(digest, size, have), have)
+
         with self._explained():
             self._prepare()
             manifest.check(listed)
@@ -134,6 +143,10 @@ class Cache:
                 if found is not None:
                     return found
                 wanted = {entry.digest: entry.size for entry in listed.files.values()}
+                progress.expect(wanted)
+                for digest in wanted:
+                    if self.file(digest).exists():
+                        progress.here(digest)
                 self._make_room(
                     sum(
                         size - incoming.there(incoming.partial(self.root, digest, size))
@@ -144,7 +157,7 @@ class Cache:
                 )
                 pins: list[int] = []
                 try:
-                    came = incoming.bring(self, wanted, pieces, pins)
+                    came = incoming.bring(self, wanted, counted, pins)
                     files = {name: came[entry.digest] for name, entry in listed.files.items()}
                     whole = msgspec.structs.replace(listed, files=files)
                     return self._staged(whole, self._publish(whole))
@@ -218,7 +231,7 @@ class Cache:
 
     # --- one file
 
-    def _bring(self, source: Source, pins: list[int]) -> Entry:
+    def _bring(self, source: Source, pins: list[int], progress: Progress) -> Entry:
         """Have a source's content in the cache, and keep it there by a pin."""
         with held(self._stripe("file", source.key), self.stop):
             known = self._known(source)
@@ -226,9 +239,10 @@ class Cache:
                 pin = self.pin(known.digest, source.size) if known is not None else None
                 if known is not None and pin is not None:
                     pins.append(pin)
+                    progress.here(source.relative)
                     return known
                 began = time.monotonic()
-                digest = self._copy(source, known.digest if known is not None else None)
+                digest = self._copy(source, known.digest if known is not None else None, progress)
                 known = Entry(digest, source.size, time.monotonic() - began)
                 self._remember(source, known)
 
@@ -239,6 +253,7 @@ class Cache:
         try:
             fd = take(path, self.stop, shared=True)
         except FileNotFoundError:
+            path.unlink(missing_ok=True)  # a link to the hub's cache, from which it went
             return None
         if os.fstat(fd).st_size == size:
             return fd
@@ -246,14 +261,17 @@ class Cache:
         path.unlink(missing_ok=True)
         return None
 
-    def _copy(self, source: Source, known: str | None) -> str:
+    def _copy(self, source: Source, known: str | None, progress: Progress) -> str:
+        def read(fd: int) -> Iterator[memoryview]:
+            return progress.counting(source.relative, self._read(fd))
+
         blob = source.hub_blob
         if blob is not None and self._is_free(source, None):
-            digest = known or filecopy.digest_of(source, self.stop, self._read)
-            if self._link(blob, digest):
+            digest = known or filecopy.digest_of(source, self.stop, read)
+            if self._link(blob, digest) or self._refer(blob, digest):
                 return digest
         with self.temporary() as (fd, path):
-            digest = filecopy.copy(source, fd, self.stop, known, self._read)
+            digest = filecopy.copy(source, fd, self.stop, known, read)
             os.fchmod(fd, 0o444)
             os.fsync(fd)
             self.admit(path, digest)
@@ -278,11 +296,19 @@ class Cache:
         sync_folder(target.parent)
         return True
 
+    def _refer(self, path: Path, digest: str) -> bool:
+        """Let content stay on another disk of this machine, and name it here. Raises OSError."""
+        with contextlib.suppress(FileExistsError):
+            self.file(digest).symlink_to(path)
+        return True
+
     def _is_free(self, source: Source, known: Entry | None) -> bool:
-        """Whether it takes no room: it is here, or in the hub's cache on this disk, to which a link will do."""
+        """Whether it takes no room: it is here, or in a hub's cache on a disk of this machine, to which a link will
+        do."""
         if known is not None and self.file(known.digest).exists():
             return True
-        return source.hub_blob is not None and source.device == self.root.stat().st_dev
+        blob = source.hub_blob
+        return blob is not None and (source.device == self.root.stat().st_dev or place.is_local(blob))
 
     def _is_whole(self, view: Path, listed: Manifest) -> bool:
         """Whether a variant's links lead to files of the cache that have the size which they should have."""

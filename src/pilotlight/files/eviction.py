@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -54,12 +55,13 @@ class Stock(Protocol):
 
 
 def own_bytes(path: Path) -> int:
-    """What the end of a file here would free: nothing while another name (the hub's) holds it too."""
+    """What the end of a file here would free: nothing while another name (the hub's) holds it too, or where it is a
+    link."""
     try:
-        status = path.stat()
+        status = path.lstat()
     except FileNotFoundError:
         return 0
-    return status.st_size if status.st_nlink == 1 else 0
+    return status.st_size if status.st_nlink == 1 and not stat.S_ISLNK(status.st_mode) else 0
 
 
 def evict(stock: Stock, need: int, now: float, going_on: Collection[str] = ()) -> None:
@@ -102,6 +104,8 @@ def sweep(stock: Stock) -> None:
     for path in stock.files():
         if path.name in needed:
             continue
+        if path.is_symlink() and not path.exists():
+            path.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             lock = try_take(path)
             if lock is not None:

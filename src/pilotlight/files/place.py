@@ -109,6 +109,12 @@ def is_network(kind: str) -> bool:
     return kind in NETWORK or (kind.startswith("fuse") and kind not in LOCAL_FUSE)
 
 
+def is_local(path: Path, known: list[Mount] | None = None) -> bool:
+    """Whether a path is known to lie on a file system of this machine. known: the mounts; None: as they are now."""
+    mount = mount_of(path, mounts() if known is None else known)
+    return mount is not None and not is_network(mount.type)
+
+
 # --- choosing
 
 

@@ -16,20 +16,21 @@ from dataclasses import dataclass, field
 from pilotlight.core.errors import PilotlightError
 from pilotlight.files import tokens
 from pilotlight.files.beside import FileService
-from pilotlight.messages import Copy, Join, Kept, SourceAsked, SourceNamed, WorkerMessage
+from pilotlight.messages import Beat, Copy, Join, Kept, SourceAsked, SourceNamed, WorkerMessage
 from pilotlight.ports import ManagerLink
-from pilotlight.wire import Context, FileFact, Listing, Offer, Served
+from pilotlight.wire import Arrival, Context, FileFact, Listing, Offer, Served
 
 
 @dataclass(slots=True)
 class _Peer:
     """A worker. ahead_s: how far its machine's clock is ahead of this one's. listings: of what it has, or is about to,
-    by variant. remote: variants whose origin it can't read."""
+    by variant. remote: variants whose origin it can't read. arriving: what is on its way, by its last sign of life."""
 
     served: Served | None
     ahead_s: float
     listings: dict[str, Listing] = field(default_factory=dict[str, Listing])
     remote: set[str] = field(default_factory=set[str])
+    arriving: list[Arrival] = field(default_factory=list[Arrival])
 
 
 class Offers:
@@ -56,6 +57,9 @@ class Offers:
             case SourceAsked(variant=variant_id, remote=True):
                 if worker_id in self._peers:
                     self._peers[worker_id].remote.add(variant_id)
+            case Beat(arriving=arriving):
+                if worker_id in self._peers:
+                    self._peers[worker_id].arriving = arriving
             case _:
                 pass
 
@@ -74,6 +78,10 @@ class Offers:
         elif not copy.bytes:
             peer.listings.pop(copy.variant, None)
         peer.remote.discard(copy.variant)
+
+    def arriving(self, worker_id: str) -> list[Arrival]:
+        """What a worker is staging now."""
+        return self._peers[worker_id].arriving if worker_id in self._peers else []
 
     def forget_worker(self, worker_id: str) -> None:
         """A worker is gone."""

@@ -12,7 +12,7 @@ from pilotlight.manager.jobs import JobFiles
 from pilotlight.manager.journal import JobRecord
 from pilotlight.manager.loop import Manager
 from pilotlight.messages import Snapshot
-from pilotlight.views import ContextView, JobView, ReplicaView, ResidenceView, WorkerView
+from pilotlight.views import ArrivalView, ContextView, JobView, ReplicaView, ResidenceView, WorkerView
 from pilotlight.wire import Context, JobRequest, PathOutput
 
 
@@ -176,5 +176,14 @@ def _worker_view(manager: Manager, worker: Worker) -> WorkerView:
         rows_done=worker.rows_done,
         rows_leased=sum(worker.outstanding.values()),
         replicas=replicas,
+        arriving=[
+            ArrivalView(
+                name=manager.name_of(arrival.variant),
+                done_bytes=arrival.done_bytes,
+                total_bytes=arrival.total_bytes,
+                source=arrival.source,
+            )
+            for arrival in manager.offers.arriving(worker.worker_id)
+        ],
         devices=[belief.device.kind for belief in worker.devices.values()],
     )

@@ -23,8 +23,9 @@ from pilotlight.files.cache import Cache, Staged
 from pilotlight.files.fetching import Peer
 from pilotlight.files.locks import CopyError, Leaving
 from pilotlight.files.manifest import Entry, Manifest
+from pilotlight.files.progress import Progress
 from pilotlight.messages import SourceNamed
-from pilotlight.wire import Context, FileFact, Listing, Served
+from pilotlight.wire import Arrival, Context, FileFact, Listing, Served
 from pilotlight.worker import log
 from pilotlight.worker.parking import Parked, Parking, digests_of
 
@@ -65,6 +66,7 @@ class Copies:
         self._borrowing: set[str] = set()
         self._loaded = asyncio.Condition()
         self._looking = False
+        self._arriving: dict[str, tuple[Progress, str]] = {}
 
     def begin(self, tell: Callable[[CopyEvent], None], ask: Callable[[str], None]) -> None:
         """tell: takes the events. ask: has the manager offer a variant of which nothing is on this machine; `named`
@@ -101,6 +103,15 @@ class Copies:
         """The manager says from where to stage."""
         self._offers[answer.variant] = answer
         self._run(self._notify(self._offered))
+
+    def arriving(self) -> list[Arrival]:
+        """What is being staged, and how far that is."""
+        found: list[Arrival] = []
+        for variant_id, (progress, source) in self._arriving.items():
+            done, total = progress.bytes
+            if total:
+                found.append(Arrival(variant=variant_id, done_bytes=done, total_bytes=total, source=source))
+        return found
 
     # --- wishes
 
@@ -205,6 +216,13 @@ class Copies:
         self._tell(ev.CopyFailed(variant_id, level, reason, remote))
 
     async def _stage(self, variant_id: str, context: Context, source: str) -> int:
+        self._arriving[variant_id] = Progress(), source
+        try:
+            return await self._staged(variant_id, context, source)
+        finally:
+            self._arriving.pop(variant_id, None)
+
+    async def _staged(self, variant_id: str, context: Context, source: str) -> int:
         answer = self._offers.pop(variant_id, None)
         staged: Staged | None = None
         if not source and (answer is None or answer.offer is None):
@@ -225,7 +243,11 @@ class Copies:
             return staged
         places = identity.places(context.model_path or "", context.identity)
         model = next((path for path in places if identity.is_at(path, context.identity)), None)
-        return self._cache.make(variant_id, model) if model is not None else None
+        return self._cache.make(variant_id, model, self._progress(variant_id)) if model is not None else None
+
+    def _progress(self, variant_id: str) -> Progress:
+        progress, _ = self._arriving.get(variant_id, (Progress(), ""))  # nobody waits any more
+        return progress
 
     async def _offer_of(self, variant_id: str) -> SourceNamed:
         """Ask the manager until it answers."""
@@ -245,7 +267,7 @@ class Copies:
         listed = Manifest(variant_id, files, listing.single)
         try:
             with Peer(url, answer.offer.tokens, source or "the manager", self._cache.stop) as peer:
-                return self._cache.fetch(listed, peer.pieces)
+                return self._cache.fetch(listed, peer.pieces, self._progress(variant_id))
         except Leaving:
             raise
         except CopyError as error:

@@ -488,7 +488,7 @@ class AgentLoop:
             self._servers.reap()
             if time.monotonic() - beaten >= BEAT_S:
                 beaten = time.monotonic()
-                self._link.send(Beat(started=self._agent.started))
+                self._link.send(Beat(started=self._agent.started, arriving=self._copies.arriving()))
             if time.monotonic() - looked >= LOOK_S:
                 looked = time.monotonic()
                 copies = self._agent.residences.made_copies()

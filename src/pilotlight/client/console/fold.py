@@ -119,6 +119,9 @@ class Fold:
     @property
     def loading(self) -> str:
         """What is being waited for before the first row."""
+        arriving = [arrival for worker in self.workers for arrival in worker.arriving]
+        if arriving:
+            return max(arriving, key=lambda arrival: arrival.fraction).text
         names = sorted({replica.name for replica in self._replicas if replica.state in {"starting", "loading"}})
         return f"loading {', '.join(names)}" if names else "starting workers"
 
@@ -131,9 +134,8 @@ class Fold:
             for replica in worker.replicas:
                 loaded = f", loaded in {replica.load_s:.1f} s" if replica.state == "live" and replica.load_s else ""
                 replicas.append(f"{replica.name} {replica.state} on {replica.device_kind}{loaded}")
-            lines.append(
-                (worker.worker, worker.state, "; ".join(replicas) or "no model yet", f"{worker.rows_done:,} rows")
-            )
+            told = [*replicas, *(arrival.text for arrival in worker.arriving)]
+            lines.append((worker.worker, worker.state, "; ".join(told) or "no model yet", f"{worker.rows_done:,} rows"))
         return lines
 
     @property
