@@ -225,3 +225,17 @@ def test_a_job_of_nothing_but_poison_keeps_no_other_job_from_its_first_try() -> 
     other = world.submit(1)
     world.settle()
     assert world.jobs[other].output == {0: "result"}
+
+
+def test_who_waits_for_files_hears_at_once_that_another_took_the_room() -> None:
+    agent = Agent("w", [Device("gpu0", "half", 14)], orphan_timeout_s=600.0, memory_bytes=100)
+    large, small = Variant("large", "large", 10, has_files=True), Variant("small", "small", 5, has_files=True)
+    wants = tuple(("gpu0", variant, Level.LIVE) for variant in (large, small))
+    agent.handle(ev.WantsChanged(1, 1, wants), 0.0)
+    agent.handle(ev.SourceNamed(1, "small", ""), 0.0)
+    agent.handle(ev.CopyMade("small", Level.STAGED, 5, 1.0), 1.0)
+    decided = agent.handle(ev.CopyMade("small", Level.PARKED, 5, 1.0), 2.0)
+    assert [decision.variant_id for decision in decided if isinstance(decision, do.StartReplica)] == ["small"]
+    refused = [decision for decision in decided if isinstance(decision, do.SendLoadFailed)]
+    assert [(decision.variant_id, decision.kind) for decision in refused] == [("large", "crowded")]
+    assert agent.handle(ev.Tick(), 2.1) == []

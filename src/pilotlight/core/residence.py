@@ -148,8 +148,8 @@ class Residences:
                     self._send_off(replica)
             if self._now >= slot.restart_at_s:
                 slot.restart_at_s = 0.0
-            for variant in slot.wants:
-                self._bring_up(slot, variant, here)
+            while any([self._bring_up(slot, variant, here) for variant in slot.wants]):
+                pass  # what starts takes room for which others wait until their files are here
         for variant in self.park_wants:
             if self._copy(variant, Level.STAGED) and not self._sleeps(variant.variant_id):
                 self._copy(variant, Level.PARKED)
@@ -161,19 +161,21 @@ class Residences:
 
     # --- replicas
 
-    def _bring_up(self, slot: Slot, variant: Variant, here: dict[VariantId, Held]) -> None:
+    def _bring_up(self, slot: Slot, variant: Variant, here: dict[VariantId, Held]) -> bool:
+        """Come nearer to a live replica. Returns whether one was started."""
         known = here.get(variant.variant_id)
         if known is not None:
             if known.state is ReplicaState.ASLEEP and not known.changing and self._has_room(slot, variant, here):
                 self._wake(known)
-            return
+            return False
         if variant.variant_id in slot.refused or slot.restart_at_s:
-            return
+            return False
         if not self._has_room(slot, variant, here) or not self._copy(variant, Level.STAGED):
-            return
+            return False
         if not self._copy(variant, Level.PARKED):
-            return
+            return False
         here[variant.variant_id] = self._start(slot, variant)
+        return True
 
     def _has_room(self, slot: Slot, variant: Variant, here: dict[VariantId, Held]) -> bool:
         """Whether the device has room for one more live variant. Where it never will, says so to the manager."""

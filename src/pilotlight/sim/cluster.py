@@ -75,6 +75,7 @@ class Cluster:
         self._paused_until_s = 0.0
         self._overslept = False
         """The manager was paused, and has not taken in anything since."""
+        self.manager_woke_s = 0.0
         self.rules = Rules(self) if checking else None
         self._around = Surroundings(
             self.clock,
@@ -247,6 +248,7 @@ class Cluster:
     def _wake_manager(self) -> None:
         if self.manager_down or self.manager_paused:
             return
+        self.manager_woke_s = self.clock.now
         backlog, self._backlog = self._backlog, []
         ticks = [lambda: self.manager(ev.Tick())]  # its clock and its connections are looked at in any order
         for what in ticks + backlog if self._coin() else backlog + ticks:

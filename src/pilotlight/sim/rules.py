@@ -67,7 +67,7 @@ class Rules:
                 assert worker.deadline_s > now, f"{worker.worker_id} was due at {worker.deadline_s} and is believed in"
             for name, asked in self._asked_back.items():
                 lease_id, asked_s = asked[0]
-                late = now - asked_s > self._world.options.silence_s
+                late = now - max(asked_s, self._world.manager_woke_s) > self._world.options.silence_s
                 assert not late or self._excused(name), f"{name} was asked for rows of {lease_id} and does not answer"
 
     def _answers(self, event: ev.ManagerEvent) -> None:
