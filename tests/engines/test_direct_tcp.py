@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pilotlight.descriptors import Shortage
 from pilotlight.engines.direct import DirectManagerLink, DirectWorkerLink
 from pilotlight.gate import tokens
 from pilotlight.gate.invitation import path_of
@@ -46,7 +47,7 @@ def test_kit(sockets: Path, check: Callable[..., object]) -> None:
         pool = sockets / str(next(numbers))
         pool.mkdir()
         keys, spec = load_keys(pool), PoolSpec(workers=0, log_dir="", listen="127.0.0.1:0")
-        gate = Gate(bind_port(pool, spec.listen), keys)
+        gate = Gate(bind_port(pool, spec.listen), keys, Shortage("the test", print))
         gates.append(gate)
         Invitations(pool, spec, keys, gate.port, 1, lambda _level, _text, _worker: None).write()
         link = GatedLink(str(pool / "s"), gate)

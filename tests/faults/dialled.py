@@ -7,7 +7,7 @@ import selectors
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,20 +107,23 @@ class Dialled:
         """The pool's TCP port."""
         return int((self.pool.folder / "port").read_text())
 
-    def worker(self, name: str, file: Path | None = None, *options: str) -> subprocess.Popen[str]:
-        """Start one more worker."""
-        process = self.ground.start("worker", "--pool", file or self.file, "--name", name, *options)
+    def worker(
+        self, name: str, file: Path | None = None, *options: str, through: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
+        """Start one more worker. through: a command that runs its command."""
+        process = self.ground.start("worker", "--pool", file or self.file, "--name", name, *options, through=through)
         self.workers.append(process)
         return process
 
 
 @contextlib.contextmanager
-def dialled_pool(ground: Playground, **more: Any) -> Iterator[Dialled]:
-    """A pool that listens, without workers of its own unless told; down afterwards, with its workers."""
+def dialled_pool(ground: Playground, *, through: Sequence[str] = (), **more: Any) -> Iterator[Dialled]:
+    """A pool that listens, without workers of its own unless told; down afterwards, with its workers. through: a
+    command that runs the manager's command."""
     more = {"workers": 0, **more}
     spec = {"listen": "127.0.0.1:0", "silence_s": 3.0, **more.pop("spec", {})}
     dialled = Dialled(LastingPool(ground, spec=spec, **more))
-    dialled.pool.up()
+    dialled.pool.up(through)
     try:
         yield dialled
     finally:
