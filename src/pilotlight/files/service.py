@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import socket
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from pilotlight.core.errors import PilotlightError
 from pilotlight.descriptors import Shortage, raise_limit
@@ -275,6 +277,12 @@ def _coming(root: Path, digest: str) -> tuple[int, int] | None:
     return None
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether what aiohttp has to tell is a mistake of ours, not bytes of a stranger, of which nothing is kept."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is not None and not isinstance(error, (HttpProcessingError, OSError))
+
+
 def _note(level: str, text: str, _subject: str) -> None:
     with contextlib.suppress(OSError):  # a full disk under the log
         sys.stderr.write(f"{level}: {text}\n")
@@ -317,6 +325,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("fd", type=int)
     options = parser.parse_args(argv)
     raise_limit()
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(Control(socket.socket(fileno=options.fd), Request)))
     os._exit(0)  # a thread may still read a disk that hangs
