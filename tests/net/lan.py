@@ -122,6 +122,12 @@ class Host:
 
     # --- processes
 
+    @property
+    def entry(self) -> list[str]:
+        """What runs the command after it there."""
+        assert self._holder is not None, f"{self.name} is off"
+        return ["nsenter", f"--target={self._init}", "--net", "--uts", "--pid", "--mount"]
+
     def start(
         self,
         command: list[str],
@@ -131,10 +137,8 @@ class Host:
         folder: Path | None = None,
     ) -> subprocess.Popen[str]:
         """Run a command there. The process is nsenter's, which ends as the command ends."""
-        assert self._holder is not None, f"{self.name} is off"
-        enter = ["nsenter", f"--target={self._init}", "--net", "--uts", "--pid", "--mount"]
         process = subprocess.Popen(
-            [*enter, f"--wd={folder or self.disk}", *command],
+            [*self.entry, f"--wd={folder or self.disk}", *command],
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -32,7 +32,7 @@ from pilotlight.logfiles import shorten
 from pilotlight.manager import build
 from pilotlight.manager.clients import Clients
 from pilotlight.manager.eventlog import EventLog
-from pilotlight.manager.journal import PoolJournal, keep_file
+from pilotlight.manager.journal import PoolJournal, epoch_of, keep_file
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.leftovers import Leftovers
 from pilotlight.manager.loop import Manager
@@ -80,7 +80,7 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
     def note(level: str, text: str, subject: str) -> None:
         manager.note(level, text, subject)
 
-    journal = PoolJournal(Path(pool_dir), note, keeps=spec.lasting)
+    journal = PoolJournal(Path(pool_dir), note, keeps=spec.lasting, epoch=epoch)
     provider = build.provider(pool_dir, spec)
     leftovers = Leftovers(Path(pool_dir), Path(spec.log_dir))
     keeper = Keeper(provider, spec.workers, note, epoch=epoch, keep=journal.keep_pilots, ended=leftovers.ended)
@@ -165,21 +165,13 @@ async def _leave_with(pool: Path, manager: Manager, clients: Clients) -> None:
     mine = _inode(lock)
     while True:
         await asyncio.sleep(LOOK_S)
-        if (newest := await asyncio.to_thread(_epoch, pool)) > manager.epoch:
+        if (newest := await asyncio.to_thread(epoch_of, pool)) > manager.epoch:
             manager.note("error", f"manager {newest} serves the pool now: this one, number {manager.epoch}, ends")
             os._exit(EXIT_FENCED)
         if await asyncio.to_thread(_inode, lock) not in {mine, None}:
             manager.note("error", f"the pool's folder {pool} was removed: the pool ends")
             clients.signalled()
             return
-
-
-def _epoch(pool: Path) -> int:
-    """The epoch on disk; 0 where there is none, or nobody can tell."""
-    try:
-        return int((pool / "epoch").read_text())
-    except (OSError, ValueError):
-        return 0
 
 
 def _inode(path: Path) -> int | None:
