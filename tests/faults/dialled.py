@@ -16,7 +16,7 @@ import msgspec
 
 from pilotlight.gate.invitation import path_of, read_invitation, write_invitation
 from tests.faults.harness import Playground
-from tests.faults.lasting import WAIT_S, LastingPool
+from tests.faults.lasting import WAIT_S, LastingPool, lasting_pool
 
 
 class Wire:
@@ -131,3 +131,20 @@ def dialled_pool(ground: Playground, *, through: Sequence[str] = (), **more: Any
         for worker in dialled.workers:
             worker.terminate()
             worker.communicate(timeout=WAIT_S)
+
+
+ENGINES = ["local", "dialled"]
+"""Where a pool's workers are: beside the manager on its Unix socket, or dialled in over TCP and TLS."""
+
+
+@contextlib.contextmanager
+def pool_over(engine: str, ground: Playground, *, workers: int = 2, **spec: Any) -> Iterator[LastingPool]:
+    """A pool with so many workers, which are there whatever the engine; down afterwards."""
+    if engine == "local":
+        with lasting_pool(ground, workers=workers, spec=spec) as pool:
+            yield pool
+        return
+    with dialled_pool(ground, spec=spec) as there:
+        for number in range(workers):
+            there.worker(f"dialled-{number}")
+        yield there.pool
