@@ -1,14 +1,17 @@
-"""The direct engine passes the kit through a pool's gate, over TCP and TLS."""
+"""The direct engine passes the kit through a pool's gate, over TCP and TLS: on one machine, and between two."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pilotlight.descriptors import Shortage
 from pilotlight.engines.direct import DirectManagerLink, DirectWorkerLink
 from pilotlight.gate import tokens
 from pilotlight.gate.invitation import path_of
@@ -17,6 +20,9 @@ from pilotlight.gate.listening import Gate
 from pilotlight.messages import WorkerMessage
 from pilotlight.testing import links
 from pilotlight.wire import PoolSpec
+from tests.net.lan import Host, lan, missing
+
+PORT = 7070
 
 
 class GatedLink(DirectManagerLink):
@@ -37,16 +43,22 @@ class GatedLink(DirectManagerLink):
         await self.gate.close()
 
 
-@pytest.mark.parametrize("check", links.CHECKS, ids=lambda check: check.__name__)
-def test_kit(sockets: Path, check: Callable[..., object]) -> None:
+def run_kit(
+    folder: Path,
+    check: Callable[..., Any],
+    listen: str,
+    where: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
+    """One check of the kit. where: the manager's sockets are made inside of it."""
     numbers = itertools.count()
     gates: list[Gate] = []
 
     def pair() -> tuple[GatedLink, Callable[[], DirectWorkerLink]]:
-        pool = sockets / str(next(numbers))
+        pool = folder / str(next(numbers))
         pool.mkdir()
-        keys, spec = load_keys(pool), PoolSpec(workers=0, log_dir="", listen="127.0.0.1:0")
-        gate = Gate(bind_port(pool, spec.listen), keys)
+        keys, spec = load_keys(pool), PoolSpec(workers=0, log_dir="", listen=listen)
+        with where():
+            gate = Gate(bind_port(pool, spec.listen), keys, Shortage("the test", print))
         gates.append(gate)
         Invitations(pool, spec, keys, gate.port, 1, lambda _level, _text, _worker: None).write()
         link = GatedLink(str(pool / "s"), gate)
@@ -64,8 +76,34 @@ def test_kit(sockets: Path, check: Callable[..., object]) -> None:
         return link, worker_link
 
     async def run() -> None:
-        await check(pair)  # type: ignore[misc]
+        await check(pair)
         for gate in gates:
             await gate.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("check", links.CHECKS, ids=lambda check: check.__name__)
+def test_kit(sockets: Path, check: Callable[..., Any]) -> None:
+    run_kit(sockets, check, "127.0.0.1:0")
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
+    """A manager's machine and a worker's, with 1 Gbit/s between them and a firewall that lets the one port through."""
+    if why := missing():
+        pytest.skip(why)
+    with lan(tmp_path_factory.mktemp("lan"), 2) as net:
+        manager, worker = net.hosts
+        worker.admit_nothing(dial=(manager.address, PORT))
+        yield manager, worker
+
+
+@pytest.mark.parametrize("check", links.CHECKS, ids=lambda check: check.__name__)
+def test_kit_between_machines(sockets: Path, hosts: tuple[Host, Host], check: Callable[..., Any]) -> None:
+    manager, worker = hosts
+    before = worker.sent_bytes()
+    with worker.inside():
+        run_kit(sockets, check, f"{manager.address}:{PORT}", manager.inside)
+    if check is not links.check_nobody_there:
+        assert worker.sent_bytes() - before > 1000, "it did not go over the wire"

@@ -7,7 +7,7 @@ import selectors
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import msgspec
 
 from pilotlight.gate.invitation import path_of, read_invitation, write_invitation
 from tests.faults.harness import Playground
-from tests.faults.lasting import WAIT_S, LastingPool
+from tests.faults.lasting import WAIT_S, LastingPool, lasting_pool
 
 
 class Wire:
@@ -107,20 +107,23 @@ class Dialled:
         """The pool's TCP port."""
         return int((self.pool.folder / "port").read_text())
 
-    def worker(self, name: str, file: Path | None = None, *options: str) -> subprocess.Popen[str]:
-        """Start one more worker."""
-        process = self.ground.start("worker", "--pool", file or self.file, "--name", name, *options)
+    def worker(
+        self, name: str, file: Path | None = None, *options: str, through: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
+        """Start one more worker. through: a command that runs its command."""
+        process = self.ground.start("worker", "--pool", file or self.file, "--name", name, *options, through=through)
         self.workers.append(process)
         return process
 
 
 @contextlib.contextmanager
-def dialled_pool(ground: Playground, **more: Any) -> Iterator[Dialled]:
-    """A pool that listens, without workers of its own unless told; down afterwards, with its workers."""
+def dialled_pool(ground: Playground, *, through: Sequence[str] = (), **more: Any) -> Iterator[Dialled]:
+    """A pool that listens, without workers of its own unless told; down afterwards, with its workers. through: a
+    command that runs the manager's command."""
     more = {"workers": 0, **more}
     spec = {"listen": "127.0.0.1:0", "silence_s": 3.0, **more.pop("spec", {})}
     dialled = Dialled(LastingPool(ground, spec=spec, **more))
-    dialled.pool.up()
+    dialled.pool.up(through)
     try:
         yield dialled
     finally:
@@ -128,3 +131,20 @@ def dialled_pool(ground: Playground, **more: Any) -> Iterator[Dialled]:
         for worker in dialled.workers:
             worker.terminate()
             worker.communicate(timeout=WAIT_S)
+
+
+ENGINES = ["local", "dialled"]
+"""Where a pool's workers are: beside the manager on its Unix socket, or dialled in over TCP and TLS."""
+
+
+@contextlib.contextmanager
+def pool_over(engine: str, ground: Playground, *, workers: int = 2, **spec: Any) -> Iterator[LastingPool]:
+    """A pool with so many workers, which are there whatever the engine; down afterwards."""
+    if engine == "local":
+        with lasting_pool(ground, workers=workers, spec=spec) as pool:
+            yield pool
+        return
+    with dialled_pool(ground, spec=spec) as there:
+        for number in range(workers):
+            there.worker(f"dialled-{number}")
+        yield there.pool

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,10 +62,10 @@ class Playground:
                 file.write(json.dumps(row) + "\n")
         return path
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        """Start `pilotlight ...`."""
+    def start(self, *arguments: str | Path, through: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Start `pilotlight ...`. through: a command that runs its command."""
         return subprocess.Popen(
-            [sys.executable, "-m", "pilotlight", *map(str, arguments)],
+            [*through, sys.executable, "-m", "pilotlight", *map(str, arguments)],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -318,24 +317,3 @@ def test_credentials_for_models_stay_with_the_manager(ground: Playground) -> Non
         assert b"s3cret" in Path(f"/proc/{manager}/environ").read_bytes()
         for role in ("worker", "server", "replica"):
             assert all(b"s3cret" not in Path(f"/proc/{pid}/environ").read_bytes() for pid in pids[role]), role
-
-
-@pytest.mark.parametrize("serves", [False, True])
-def test_the_gate_is_the_only_port(ground: Playground, serves: bool) -> None:
-    source, out = ground.rows(200), ground.folder / "out.jsonl"
-    with dialled_pool(ground, workers=1) as there, there.pool.client() as client:
-        there.worker("a", None, *(("--serve-port", "0") if serves else ("--no-serve",)))
-        joined(client, 2)
-        client.end_of(client.submit(request(source, out)).job)
-        listening = {
-            (connection.laddr.ip, connection.laddr.port)
-            for process in ground.processes()
-            for connection in process.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN or connection.type != 1
-        }
-        listening.remove(("127.0.0.1", there.port()))
-        assert len(listening) == serves, "and a worker's own for its files, if it may"
-        for address in listening:
-            with socket.create_connection(address) as stranger:
-                stranger.sendall(b"GET /files/" + b"0" * 64 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
-                assert b" 403 " in stranger.recv(1 << 16)

@@ -30,6 +30,7 @@ from pilotlight.messages import (
 from pilotlight.poolfile import is_up
 from pilotlight.views import ContextView
 from pilotlight.wire import Context, JobRequest, Operation, StreamInput, StreamOutput
+from tests.faults.dialled import ENGINES, pool_over
 from tests.faults.harness import Playground
 from tests.faults.lasting import ECHO, Client, LastingPool, lasting_pool, request
 
@@ -56,9 +57,10 @@ def done_rows(snapshot: Snapshot) -> int:
     return sum(job.rows_done for job in snapshot.jobs)
 
 
-def test_a_detached_job_survives_its_client(ground: Playground) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_detached_job_survives_its_client(ground: Playground, engine: str) -> None:
     source, out = ground.rows(400, sleep_s=0.005), ground.folder / "out.jsonl"
-    with lasting_pool(ground) as pool:
+    with pool_over(engine, ground) as pool:
         with pool.client() as first:
             job = first.submit(request(source, out), detached=True).job
         with pool.client() as second:
@@ -72,9 +74,10 @@ def test_a_detached_job_survives_its_client(ground: Playground) -> None:
     ground.assert_clean()
 
 
-def test_a_job_ends_with_the_last_client_that_holds_it(ground: Playground) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_job_ends_with_the_last_client_that_holds_it(ground: Playground, engine: str) -> None:
     source, out = ground.rows(100_000, sleep_s=0.005), ground.folder / "out.jsonl"
-    with lasting_pool(ground, workers=1) as pool, pool.client() as watcher:
+    with pool_over(engine, ground, workers=1) as pool, pool.client() as watcher:
         first, second = pool.client(), pool.client()
         job = first.submit(request(source, out)).job
         assert second.submit(request(source, out)).job == job  # an equal request joins it
@@ -116,9 +119,10 @@ def test_equal_requests_at_once_are_one_job(ground: Playground) -> None:
         assert_exact(source, out)
 
 
-def test_the_same_command_right_after_a_cancel_goes_on(ground: Playground) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_same_command_right_after_a_cancel_goes_on(ground: Playground, engine: str) -> None:
     source, out = ground.rows(1000, sleep_s=0.003), ground.folder / "out.jsonl"
-    with lasting_pool(ground) as pool, pool.client() as client:
+    with pool_over(engine, ground) as pool, pool.client() as client:
         job = client.submit(request(source, out)).job
         client.seen(lambda seen: done_rows(seen) > 20)
         client.send(Cancel(job=job))
@@ -192,10 +196,11 @@ def test_a_stream_job_cant_be_detached(ground: Playground) -> None:
         assert "detached" in client.take(Refused).message
 
 
-def test_a_new_manager_finds_jobs_and_warm_workers(ground: Playground) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_new_manager_finds_jobs_and_warm_workers(ground: Playground, engine: str) -> None:
     source, out = ground.rows(3000, sleep_s=0.004), ground.folder / "out.jsonl"
     slow = Context(runtime="echo", name="slow", identity="slow", options={"load_s": 0.5})
-    with lasting_pool(ground) as pool:
+    with pool_over(engine, ground) as pool:
         with pool.client() as client:
             job = client.submit(request(source, out, context=slow), detached=True).job
             before = live(client.seen(lambda seen: len(live(seen)) == 2 and done_rows(seen) > 50))
@@ -236,9 +241,10 @@ def test_workers_that_ended_with_the_manager_are_replaced_under_new_names(ground
         assert_exact(source, out)
 
 
-def test_a_resumed_job_waits_for_its_client(ground: Playground) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_resumed_job_waits_for_its_client(ground: Playground, engine: str) -> None:
     source, out = ground.rows(1500, sleep_s=0.004), ground.folder / "out.jsonl"
-    with lasting_pool(ground) as pool:
+    with pool_over(engine, ground) as pool:
         with pool.client() as client:
             job = client.submit(request(source, out)).job
             client.seen(lambda seen: done_rows(seen) > 20)
@@ -279,8 +285,9 @@ def contexts(client: Client) -> dict[str, ContextView]:
     return {view.name: view for view in client.take(ContextsAnswer).contexts}
 
 
-def test_pins_outlive_the_manager_and_evictions_free_what_no_job_needs(ground: Playground) -> None:
-    with lasting_pool(ground, workers=1, spec={"keep_alive_s": 0.0}) as pool:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_pins_outlive_the_manager_and_evictions_free_what_no_job_needs(ground: Playground, engine: str) -> None:
+    with pool_over(engine, ground, workers=1, keep_alive_s=0.0) as pool:
         with pool.client() as client:
             client.send(Evict(ticket=1, context="nothing"))
             assert "there is none" in client.take(Refused).message

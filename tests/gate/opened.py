@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from pilotlight.connection import Connection, frame
+from pilotlight.descriptors import Shortage
 from pilotlight.gate import certificate, dialling
 from pilotlight.gate.invitation import Invitation, path_of, read_invitation
 from pilotlight.gate.keys import Invitations, Keys, bind_port, load_keys
@@ -101,7 +102,7 @@ def words(message: Any) -> bytes:
 async def opened(pool: Path, listen: str = "127.0.0.1:0") -> AsyncIterator[Opened]:
     """An open gate, closed afterwards; no mistake of ours may have been reported meanwhile."""
     keys, spec = load_keys(pool), PoolSpec(workers=0, log_dir="", name="test", listen=listen)
-    gate = Gate(bind_port(pool, listen), keys)
+    gate = Gate(bind_port(pool, listen), keys, Shortage("the test", print))
     Invitations(pool, spec, keys, gate.port, 1, lambda _level, _text, _worker: None).write()
     there = Opened(pool, gate, keys)
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: there.broken.append(context))

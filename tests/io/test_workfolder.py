@@ -296,6 +296,35 @@ def test_without_flock_the_sign_of_life_decides(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["o.jsonl", "o.jsonl.report.json"]
 
 
+class _UnseenLocks(Files):
+    """A file system whose locks hold on the machine that takes them only, as Lustre has with localflock."""
+
+    def lock(self, fd: int) -> bool | None:
+        del fd
+        return True
+
+
+def test_a_manager_on_another_machine_that_sees_no_locks_is_superseded(tmp_path: Path) -> None:
+    out = tmp_path / "o.jsonl"
+    old = _open(out, files=_UnseenLocks())
+    old.write(_chunk(0, 20))
+    old.sync()
+    old._order(20)
+    lock = Path(f"{old.folder}/lock")
+    lock.write_text(json.dumps({"pid": 1, "host": "another", "epoch": 1}))
+    new = _open(out, files=_UnseenLocks())
+    assert new._ordered.rows == old._ordered.rows == 20
+    assert new._ordered.file != old._ordered.file, "both would write to it"
+    for act in (lambda: old.write(_chunk(20, 25)), old.sync, old.beat, lambda: old.finish(20)):
+        with pytest.raises(Superseded):
+            act()
+    old.close()
+    new.beat()
+    new.write(_chunk(20, 40))
+    new.finish(40)
+    assert len(_rows(out)) == 40
+
+
 def test_the_folder_may_be_gone(tmp_path: Path) -> None:
     job = _open(tmp_path / "o.jsonl")
     for name in os.listdir(job.folder):

@@ -60,6 +60,24 @@ def test_the_next_manager_reads_what_this_one_wrote(tmp_path: Path) -> None:
     assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.rglob("*"))
 
 
+def test_a_manager_that_has_a_successor_changes_nothing_any_more(tmp_path: Path) -> None:
+    (tmp_path / "epoch").write_text("1\n")
+    notes = Notes()
+    older = PoolJournal(tmp_path, notes, keeps=True, epoch=1)
+    older.read()
+    older.begin_job(record("job-1-a"))
+    older.keep_pilots({"worker-1": "12:34:0"})
+    (tmp_path / "epoch").write_text("2\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    older.end_job(view("job-1-a"))
+    older.keep_pilots({})
+    for write in (lambda: older.begin_job(record("job-2-b")), lambda: older.keep_pins({}), older.next_number):
+        with pytest.raises(OutputError, match="another manager serves the pool"):
+            write()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert all("this one writes nothing there" in note for note in notes)
+
+
 def test_the_history_is_bounded_in_memory_and_on_disk(tmp_path: Path) -> None:
     journal = opened(tmp_path)
     for number in range(5 * HISTORY_MAX):

@@ -8,6 +8,7 @@ once, as when the power goes. The file system is everybody's, like a shared one;
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ import psutil
 TOOLS = ("ip", "tc", "nsenter", "unshare", "iptables")
 NETWORK = "10.77.0"
 START_S_MAX = 10.0
+CLONE_NEWNET = 0x40000000
 INIT = "import os, socket, sys; socket.sethostname(sys.argv[1]); os.execvp('sleep', ['sleep', 'infinity'])"
 """What a host's first process does: take the name, then nothing."""
 
@@ -44,6 +46,11 @@ def _run(*command: str) -> str:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr.strip()}"
     return done.stdout
+
+
+def _enter(namespace: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 @dataclass
@@ -115,6 +122,12 @@ class Host:
 
     # --- processes
 
+    @property
+    def entry(self) -> list[str]:
+        """What runs the command after it there."""
+        assert self._holder is not None, f"{self.name} is off"
+        return ["nsenter", f"--target={self._init}", "--net", "--uts", "--pid", "--mount"]
+
     def start(
         self,
         command: list[str],
@@ -124,10 +137,8 @@ class Host:
         folder: Path | None = None,
     ) -> subprocess.Popen[str]:
         """Run a command there. The process is nsenter's, which ends as the command ends."""
-        assert self._holder is not None, f"{self.name} is off"
-        enter = ["nsenter", f"--target={self._init}", "--net", "--uts", "--pid", "--mount"]
         process = subprocess.Popen(
-            [*enter, f"--wd={folder or self.disk}", *command],
+            [*self.entry, f"--wd={folder or self.disk}", *command],
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -136,6 +147,17 @@ class Host:
         )
         self._started.append(process)
         return process
+
+    @contextlib.contextmanager
+    def inside(self) -> Generator[None]:
+        """What this thread opens in the block is a socket of that host's network; those that it has stay where they
+        are (setns(2), which Python has since 3.12 only)."""
+        with open("/proc/thread-self/ns/net", "rb") as own, open(f"/run/netns/{self.name}", "rb") as there:
+            _enter(there.fileno())
+            try:
+                yield
+            finally:
+                _enter(own.fileno())
 
     def processes(self) -> list[psutil.Process]:
         """What runs there, its first process apart. Process ids are this machine's."""

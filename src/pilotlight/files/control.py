@@ -98,9 +98,10 @@ class Control:
             self._lines.extend(lines)
         return self._decode(self._lines.popleft())
 
-    def taken(self) -> socket.socket:
-        """The socket that came with the message that was received last."""
-        return socket.socket(fileno=self._fds.popleft())
+    def taken(self) -> socket.socket | None:
+        """The socket that came with the message that was received last; None where there was no descriptor left for
+        it, and the kernel closed it."""
+        return socket.socket(fileno=self._fds.popleft()) if self._fds else None
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()

@@ -12,17 +12,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from pilotlight.core.errors import PilotlightError
+from pilotlight.descriptors import Shortage, raise_limit
 from pilotlight.files import identity, locks, manifest, modelfiles, tokens
 from pilotlight.files.cache import Cache
 from pilotlight.files.control import Answer, Configure, Control, Describe, Described, Listen, Ready, Request, Take
@@ -53,6 +57,7 @@ class Service:
         self._uploads = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._idle_since: dict[asyncio.BaseTransport, float] = {}
+        self._shortage = Shortage("the file service", _note)
         app = web.Application()
         app.router.add_get("/files/{digest}", self._get)
         self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_S, handle_signals=False)
@@ -71,8 +76,11 @@ class Service:
 
     # --- connections
 
-    async def adopt(self, sock: socket.socket) -> None:
-        """Serve an accepted connection, from which nothing was read."""
+    async def adopt(self, sock: socket.socket | None) -> None:
+        """Serve an accepted connection, from which nothing was read. None: there was no descriptor left for it."""
+        if sock is None:
+            self._shortage.tell()
+            return
         server = self._runner.server
         assert server is not None
         if len(self._idle_since) >= CONNECTIONS_MAX:
@@ -104,7 +112,8 @@ class Service:
             while True:
                 try:
                     sock, _ = await asyncio.get_running_loop().sock_accept(listener)
-                except OSError:  # no descriptor left, or the peer went before it came
+                except OSError as error:  # or the peer went before it came
+                    self._shortage.is_why(error)
                     await asyncio.sleep(LOOK_S)
                     continue
                 await self.adopt(sock)
@@ -268,6 +277,18 @@ def _coming(root: Path, digest: str) -> tuple[int, int] | None:
     return None
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether what aiohttp has to tell is a mistake of ours, not bytes of a stranger, of which nothing is kept."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is not None and not isinstance(error, (HttpProcessingError, OSError))
+
+
+def _note(level: str, text: str, _subject: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk under the log
+        sys.stderr.write(f"{level}: {text}\n")
+        sys.stderr.flush()
+
+
 async def _serve(control: Control) -> None:
     configure = await control.receive()
     assert isinstance(configure, Configure)
@@ -279,7 +300,9 @@ async def _serve(control: Control) -> None:
         if isinstance(request, Take):
             await service.adopt(control.taken())
         elif isinstance(request, Listen):
-            service.listen(control.taken())
+            listener = control.taken()
+            assert listener is not None, "a service has room for its own port"
+            service.listen(listener)
         elif isinstance(request, Describe):
             work = asyncio.get_running_loop().create_task(_describe(service, control, request))
             works.add(work)
@@ -301,6 +324,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="pilotlight files", description=main.__doc__)
     parser.add_argument("fd", type=int)
     options = parser.parse_args(argv)
+    raise_limit()
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(Control(socket.socket(fileno=options.fd), Request)))
     os._exit(0)  # a thread may still read a disk that hangs

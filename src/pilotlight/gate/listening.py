@@ -17,8 +17,10 @@ from typing import Any
 
 import msgspec
 
+from pilotlight import descriptors
 from pilotlight.connection import Connection
 from pilotlight.core.errors import JoinRefused, LinkClosed
+from pilotlight.descriptors import Shortage
 from pilotlight.gate import sockets
 from pilotlight.gate.first import FirstFrame
 from pilotlight.gate.handshake import KNOCK_BYTES_MAX, Denied, judge, read_knock
@@ -29,6 +31,8 @@ STRANGER_S_MAX = 10.0
 """Who was not let in by then is closed."""
 STRANGERS_MAX = 256
 """Beyond, the one that has waited longest is closed: who knows the way in needs milliseconds."""
+STRANGERS_SHARE = 0.25
+"""Of this process's descriptors, if that is fewer: who is inside, and jobs, need theirs."""
 BACKLOG = 512
 FULL_S = 0.1
 """How long to accept nobody when the system has no room for another connection."""
@@ -51,12 +55,14 @@ class Gate:
     then on; until it is set, they are closed.
     """
 
-    def __init__(self, listener: socket.socket, keys: Keys) -> None:
+    def __init__(self, listener: socket.socket, keys: Keys, shortage: Shortage) -> None:
         """listener: bound, and closed by `close`."""
         self._listener = listener
         self._keys = keys
+        self._shortage = shortage
         self._doors: dict[Role, _Door] = {}
         self._strangers: dict[asyncio.Task[None], None] = {}
+        self._strangers_max = min(STRANGERS_MAX, int(STRANGERS_SHARE * descriptors.limit()))
         self._accepting: asyncio.Task[None] | None = None
         self.on_http: Callable[[socket.socket], None] | None = None
 
@@ -94,17 +100,24 @@ class Gate:
         while True:
             try:
                 sock, _ = await loop.sock_accept(self._listener)
-            except OSError:  # too many open files, or a peer that is gone already
+            except OSError as error:  # or a peer that is gone already
+                if self._shortage.is_why(error):
+                    self._close_oldest()
                 await asyncio.sleep(FULL_S)
                 continue
-            if len(self._strangers) >= STRANGERS_MAX:
-                oldest = next(iter(self._strangers))
-                del self._strangers[oldest]
-                oldest.cancel()
+            if len(self._strangers) >= self._strangers_max:
+                self._close_oldest()
             task = loop.create_task(self._meet(sock))
             self._strangers[task] = None
             task.add_done_callback(lambda done: self._strangers.pop(done, None))
             await asyncio.sleep(0)  # let it begin: one that is cancelled before never closes its socket
+
+    def _close_oldest(self) -> None:
+        """Make room for someone who may know the way in."""
+        if self._strangers:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.cancel()
 
     async def _meet(self, sock: socket.socket) -> None:
         with contextlib.suppress(TimeoutError, OSError, LinkClosed, JoinRefused):

@@ -1,8 +1,9 @@
 """Who may write into a working folder: a flock on its `lock` file, and a sign of life for when that is not enough.
 
 The holder of the file that *bears the name* `lock` rules; a holder whose file lost the name has been superseded. So a
-successor of a paused or unreachable manager takes over by renaming its own locked file there. On file systems without
-flock the sign of life alone decides. What does not live here: what a superseded manager could still break (nothing,
+successor of a paused or unreachable manager takes over by renaming its own locked file there, and so does the successor
+of one on another machine, whose lock may not be seen here. On file systems without flock the sign of life alone
+decides. What does not live here: what a superseded manager could still break (nothing,
 because each epoch writes to files of its own; see `opening.py`).
 """
 
@@ -90,19 +91,20 @@ class FolderLock:
             if not self._bears(fd, self._path):
                 os.close(fd)
                 continue
-            if locked or (locked is None and created):
-                return fd
             holder = _read(fd)
+            elsewhere = holder.host not in {"", socket.gethostname()}
+            if (locked and not elsewhere) or (locked is None and created):
+                return fd
             ended = locked is None and _ended(holder)
             os.close(fd)
-            taken = self._take_over(holder, ended, stale_after_s)
+            taken = self._take_over(holder, ended or locked is True, stale_after_s)
             if taken is not None:
                 self.predecessor_alive = not ended
                 return taken
         raise OutputBusy(f"{self._output} is opened by many commands at once: start one again")
 
-    def _take_over(self, holder: _Holder, ended: bool, stale_after_s: float) -> int | None:
-        """Put a locked file in the place of one that gives no sign of life; None to try again."""
+    def _take_over(self, holder: _Holder, at_once: bool, stale_after_s: float) -> int | None:
+        """Put a locked file in the place of one that gives no sign of life, or at once; None to try again."""
         fd, _ = self._open(self._next)
         try:
             if self._files.lock(fd) is False:
@@ -114,7 +116,7 @@ class FolderLock:
                 if not self._bears(fd, self._next):
                     os.close(fd)
                     return None
-                if not ended and age_s <= stale_after_s:
+                if not at_once and age_s <= stale_after_s:
                     self._files.unlink(self._next)
                     raise self._busy(holder, age_s)
                 self._files.replace(self._next, self._path)

@@ -11,18 +11,20 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from pilotlight.core.allocation import Options
 from pilotlight.core.errors import ConfigError, PilotlightError
+from pilotlight.descriptors import Shortage, raise_limit
 from pilotlight.files import place
 from pilotlight.files.beside import FileService
 from pilotlight.gate.listening import Gate
@@ -30,7 +32,7 @@ from pilotlight.logfiles import shorten
 from pilotlight.manager import build
 from pilotlight.manager.clients import Clients
 from pilotlight.manager.eventlog import EventLog
-from pilotlight.manager.journal import PoolJournal, keep_file
+from pilotlight.manager.journal import PoolJournal, epoch_of, keep_file
 from pilotlight.manager.keeper import Keeper
 from pilotlight.manager.leftovers import Leftovers
 from pilotlight.manager.loop import Manager
@@ -59,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ready-fd", type=int, help="where to write a line once clients may connect")
     options = parser.parse_args(argv)
     parent_pid = os.getppid()
+    raise_limit()
     try:
         spec = read_spec(Path(options.pool_dir))
         if spec.cache_dir:
@@ -77,25 +80,23 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
     def note(level: str, text: str, subject: str) -> None:
         manager.note(level, text, subject)
 
-    journal = PoolJournal(Path(pool_dir), note, keeps=spec.lasting)
+    journal = PoolJournal(Path(pool_dir), note, keeps=spec.lasting, epoch=epoch)
     provider = build.provider(pool_dir, spec)
     leftovers = Leftovers(Path(pool_dir), Path(spec.log_dir))
     keeper = Keeper(provider, spec.workers, note, epoch=epoch, keep=journal.keep_pilots, ended=leftovers.ended)
     options = Options(
         silence_s=spec.silence_s, keep_alive_s=spec.keep_alive_s, epoch=epoch, workers_expected=spec.workers
     )
-    gate, invitations = build.open_gate(Path(pool_dir), spec, epoch, note) or (None, None)
+    shortage = Shortage("the pool's manager", note)
+    gate, invitations = build.open_gate(Path(pool_dir), spec, epoch, note, shortage) or (None, None)
     manager = Manager(epoch, build.manager_link(pool_dir, spec, gate), keeper, options)
     journal.read()
     clients = Clients(pool_dir, spec, manager, journal, gate)
     log = EventLog(Path(spec.log_dir), epoch=epoch, pool=spec.name)
     manager.record = log.record
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_broke)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, clients.signalled)
-    if spec.lasting:
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # ignored, but not by its workers
+    loop.set_exception_handler(functools.partial(_told, shortage))
+    _heed_signals(loop, clients, spec)
     over = loop.create_task(clients.over.wait())
     tasks = [
         over,
@@ -135,6 +136,13 @@ async def _serve(pool_dir: str, spec: PoolSpec, epoch: int, ready_fd: int | None
         await asyncio.to_thread(log.close)
 
 
+def _heed_signals(loop: asyncio.AbstractEventLoop, clients: Clients, spec: PoolSpec) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, clients.signalled)
+    if spec.lasting:
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # ignored, but not by its workers
+
+
 def _serve_files(manager: Manager, gate: Gate, spec: PoolSpec) -> None:
     """Let workers of other machines fetch through the gate what is on this one."""
     try:
@@ -157,21 +165,13 @@ async def _leave_with(pool: Path, manager: Manager, clients: Clients) -> None:
     mine = _inode(lock)
     while True:
         await asyncio.sleep(LOOK_S)
-        if (newest := await asyncio.to_thread(_epoch, pool)) > manager.epoch:
+        if (newest := await asyncio.to_thread(epoch_of, pool)) > manager.epoch:
             manager.note("error", f"manager {newest} serves the pool now: this one, number {manager.epoch}, ends")
             os._exit(EXIT_FENCED)
         if await asyncio.to_thread(_inode, lock) not in {mine, None}:
             manager.note("error", f"the pool's folder {pool} was removed: the pool ends")
             clients.signalled()
             return
-
-
-def _epoch(pool: Path) -> int:
-    """The epoch on disk; 0 where there is none, or nobody can tell."""
-    try:
-        return int((pool / "epoch").read_text())
-    except (OSError, ValueError):
-        return 0
 
 
 def _inode(path: Path) -> int | None:
@@ -191,8 +191,11 @@ async def _keep_short(log: Path) -> None:
         await asyncio.sleep(LOG_S)
 
 
-def _broke(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> NoReturn:
-    """A mistake of ours in a callback: say it in the log, and end as in a crash. What is on disk is what counts."""
+def _told(shortage: Shortage, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What an event loop has to tell: a Unix socket that can't accept a connection now, and will try again; or a
+    mistake of ours in a callback. Then say it in the log, and end as in a crash: what is on disk is what counts."""
+    if "socket" in context and shortage.is_why(context.get("exception")):
+        return
     loop.default_exception_handler(context)
     sys.stderr.flush()
     os._exit(EXIT_BROKEN)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pilotlight.core.errors import ConfigError
+from pilotlight.descriptors import Shortage
 from pilotlight.engines.direct import DirectManagerLink
 from pilotlight.gate.invitation import path_of
 from pilotlight.gate.keys import Invitations, bind_port, load_keys
@@ -24,7 +25,7 @@ from pilotlight.wire import JobRequest, PathInput, PathOutput, PoolSpec, digest
 
 
 def open_gate(
-    pool: Path, spec: PoolSpec, epoch: int, note: Callable[[str, str, str], None]
+    pool: Path, spec: PoolSpec, epoch: int, note: Callable[[str, str, str], None], shortage: Shortage
 ) -> tuple[Gate, Invitations] | None:
     """Where other machines dial in, and the pool files that tell them; None where the pool does not listen: then files
     that an earlier one left lead nowhere, and are removed. Raises `ConfigError`."""
@@ -33,7 +34,7 @@ def open_gate(
             path_of(pool, role).unlink(missing_ok=True)
         return None
     keys = load_keys(pool)
-    gate = Gate(bind_port(pool, spec.listen), keys)
+    gate = Gate(bind_port(pool, spec.listen), keys, shortage)
     return gate, Invitations(pool, spec, keys, gate.port, epoch, note)
 
 

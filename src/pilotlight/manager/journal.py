@@ -45,17 +45,20 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class PoolJournal:
-    """The folder's memory. One manager at a time uses it: the holder of the pool's lock.
+    """The folder's memory. One manager at a time uses it: the holder of the pool's lock, and of its highest epoch,
+    which is seen also where the lock is not.
 
     Methods that write raise `OutputError` where what they say did not reach the disk; then nothing changed. A pool that
     ends with its client (`keeps` False) remembers nothing on disk; the history is then in memory only.
     """
 
-    def __init__(self, pool: Path, note: Callable[[str, str, str], None], *, keeps: bool) -> None:
-        """`read` it before anything else; `note` is told what can't be read or written."""
+    def __init__(self, pool: Path, note: Callable[[str, str, str], None], *, keeps: bool, epoch: int = 0) -> None:
+        """`read` it before anything else; `note` is told what can't be read or written. epoch: of the manager that
+        writes; 0: of none, when no manager can be there."""
         self._pool = pool
         self._note = note
         self._keeps = keeps
+        self._epoch = epoch
         self.history: deque[JobView] = deque(maxlen=HISTORY_MAX)
         self._lines = 0
         self._number = 0
@@ -91,7 +94,7 @@ class PoolJournal:
         """As if a job had never begun. Never raises."""
         self.jobs.pop(job_id, None)
         if self._keeps:
-            self._guarded(lambda: (self._pool / "jobs" / f"{job_id}.json").unlink(missing_ok=True))
+            self._guarded(lambda: self._remove(f"jobs/{job_id}.json"))
 
     # --- pilots and pins
 
@@ -162,7 +165,17 @@ class PoolJournal:
 
     # --- writing
 
+    def _check(self) -> None:
+        """Raise where the folder is another manager's by now."""
+        if self._epoch and epoch_of(self._pool) > self._epoch:
+            raise OutputError(f"another manager serves the pool in {self._pool} now: this one writes nothing there")
+
+    def _remove(self, name: str) -> None:
+        self._check()
+        (self._pool / name).unlink(missing_ok=True)
+
     def _write_history(self, view: JobView) -> None:
+        self._check()
         path = self._pool / "history.jsonl"
         if self._lines >= 2 * HISTORY_MAX:
             self._replace("history.jsonl", b"".join(msgspec.json.encode(each) + b"\n" for each in self.history))
@@ -186,7 +199,16 @@ class PoolJournal:
     def _replace(self, name: str, data: bytes, *, sync: bool = True) -> None:
         """`sync`: it must survive a power cut."""
         if self._keeps:
+            self._check()
             keep_file(self._pool / name, data, sync=sync)
+
+
+def epoch_of(pool: Path) -> int:
+    """The epoch of the pool's newest manager; 0 where there was none, or nobody can tell."""
+    try:
+        return int((pool / "epoch").read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def keep_file(path: Path, data: bytes, *, sync: bool = True) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pilotlight.core.errors import ConfigError, PilotlightError
+from pilotlight.descriptors import raise_limit
 from pilotlight.files import place
 from pilotlight.gate.invitation import read_invitation
 from pilotlight.poolfile import read_spec
@@ -96,6 +97,7 @@ def serve(
     beneath the cache. cache: where that is, if the user says so. last: the pool's folder, if the last worker to leave a
     dead pool is to remove it. port: where it serves files to others. Raises `PilotlightError`."""
     _own_session()
+    raise_limit()
     chosen = place.choose(cache or spec.cache_dir)
     own = make_scratch(chosen.path, scratch, network=place.look(chosen).network)
     guard = _guard([own, scratch], last)
