@@ -148,7 +148,7 @@ class Residences:
                     self._send_off(replica)
             if self._now >= slot.restart_at_s:
                 slot.restart_at_s = 0.0
-            while any([self._bring_up(slot, variant, here) for variant in slot.wants]):
+            while sum(self._bring_up(slot, variant, here) for variant in slot.wants):
                 pass  # what starts takes room for which others wait until their files are here
         for variant in self.park_wants:
             if self._copy(variant, Level.STAGED) and not self._sleeps(variant.variant_id):
