@@ -278,7 +278,7 @@ def _endless_job(world: Machines, *, model: bool = False) -> subprocess.Popen[st
         job = ("factcheck", "verify", many, "-o", out, "--bundled-model", "--pool", world.pool)
         _bundled(many, 20)
     else:
-        source = claims.write(world.ground.folder / "claims.jsonl", 9_999, sleep_s=0.05)
+        source = claims.write(world.ground.folder / "claims.jsonl", 20_000, sleep_s=0.01)
         job = ("run", source, "-o", out, "--runtime", "echo", "--pool", world.pool)
     return world.start(world.net.hosts[0], *job, quiet=True)
 

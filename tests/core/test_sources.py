@@ -273,6 +273,28 @@ def test_who_reads_the_origins_folder_passes_on_nothing_before_it_has_it() -> No
     assert desk.ask("c") == [("c", "a")]
 
 
+def test_those_that_looked_at_the_origin_in_vain_fetch_from_the_first_that_did() -> None:
+    desk = Desk()
+    desk.join("a", "b", "c")
+    assert desk.ask("a", "b", "c") == [("a", ""), ("b", ""), ("c", "")]
+    for name in ("a", "b", "c"):
+        desk.put(ev.SourceAsked(name, "v", remote=True))
+    assert desk.named[3:] == [("a", ""), ("b", "a"), ("c", "a")]
+    desk.put(ev.SourceAsked("a", "v", remote=True))
+    assert desk.named[-1] == ("a", ""), "asking again changes nothing"
+
+
+def test_a_peer_that_is_named_after_the_origin_is_blamed_if_it_fails() -> None:
+    agent = Agent("w", (Device("d", "gpu", 15),), 1e9)
+    variant = Variant("v", "v", 10, has_files=True)
+    agent.handle(ev.WantsChanged(1, 1, (("d", variant, Level.LIVE),)), 0.0)
+    agent.handle(ev.SourceNamed(1, "v", ""), 0.1)
+    agent.handle(ev.SourceNamed(1, "v", "peer"), 0.2)
+    (failed, *_) = agent.handle(ev.CopyFailed("v", Level.STAGED, "it is gone", remote=True), 0.3)
+    assert isinstance(failed, do.SendCopyFailed)
+    assert failed.source == "peer"
+
+
 def test_nobody_fetches_from_who_fetches_through_it() -> None:
     desk = Desk()
     desk.join("a", "b", "c")

@@ -145,6 +145,7 @@ def test_a_poison_row_tells_of_its_deaths_and_charges(recorder: Recorder) -> Non
     assert "was leased to worker-" in texts[1]
     charged = [text.partition("attempt ")[2][0] for text in texts if "charged" in text]
     assert charged == ["1", "2", "3"]
+    assert any("all run again like others" in text for text in texts)
     assert any("suspects now" in text for text in texts)
     assert any("to run alone" in text for text in texts)
     assert texts[-2] == "had no attempt left: its error row was written"

@@ -18,7 +18,8 @@ PATIENCE_S = 30.0
 """How long after the last worker came another one, which may be larger, is waited for before jobs are given up."""
 
 
-OUT_OF_MEMORY = "out_of_memory"
+KILLED, OUT_OF_MEMORY = "killed_replica", "out_of_memory"
+"""How replicas end: by themselves, or because their rows need more memory than there is."""
 
 
 class Blame:
@@ -64,15 +65,19 @@ class Blame:
         self._state.rows_lost += lost
         name = self._state.name_of(event.variant_id)
         text = f"{worker.worker_id}'s replica of {name} died ({event.reason}); {lost} requests had started"
-        self._note("warning", text, worker.worker_id)
         proved = event.variant_id in self._state.proved
         culprit = retry.is_culprit(belief, held)
+        trusted = proved and event.kind == KILLED and retry.are_trusted(belief, held)
+        self._out.append(Note("warning", text, worker.worker_id, again=total if trusted else 0))
         if not held and event.variant_id not in belief.worked_on:
             belief.vain_deaths[event.variant_id] = belief.vain_deaths.get(event.variant_id, 0) + 1
         if held:
             retry.remember(belief, (event.worker_id, event.device_id), event.variant_id, held, proved=proved)
         for job, rows in held:
-            self._blame_rows(belief, job, rows, event, alone=alone, charge=alone and (proved or belief.worked))
+            if trusted:
+                job.pending.update(rows.spans())
+            else:
+                self._blame_rows(belief, job, rows, event, alone=alone, charge=alone and (proved or belief.worked))
         if retry.is_hopeless(belief, event.variant_id):
             self._refund(belief)
             reason = f"its replicas die whatever they run: {event.reason}"

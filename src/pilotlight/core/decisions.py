@@ -105,7 +105,7 @@ class DropWorker:
 @dataclass(frozen=True, slots=True)
 class Note:
     """Something a person may want to know, and what it is about. For stories: `again`, how many rows of it had started
-    and run again; `rest_device` and `rest_s`, which device of the subject gets no rows, and for how long."""
+    and run again like others; `rest_device` and `rest_s`, which device of the subject gets no rows, for how long."""
 
     level: str
     text: str

@@ -138,16 +138,18 @@ class Fetches:
     # --- files
 
     def asked(self, worker_id: WorkerId, variant_id: VariantId, *, remote: bool = False) -> None:
-        """A worker wants a variant's files; remote: it can't read the origin's folder."""
+        """A worker wants a variant's files; remote: it can't read the origin's folder, so a peer may serve it better,
+        one that found the same before it above all."""
         member = self._members.get(worker_id)
         if member is None or member.leaving:
             return
         spread = self._spreads.setdefault(variant_id, Spread())
         member.variants[variant_id] = None
+        fetch = self._fetches.get((variant_id, worker_id))
+        looked_in_vain = remote and worker_id not in spread.remote and fetch is not None and not fetch.source
         if remote:
             spread.remote[worker_id] = None
-        fetch = self._fetches.get((variant_id, worker_id))
-        if fetch is not None and fetch.slot is not None:
+        if fetch is not None and fetch.slot is not None and not looked_in_vain:
             self._out.append(NameSource(worker_id, variant_id, fetch.source))
             self._pass_on(spread, fetch)
             self._serve(variant_id)

@@ -92,12 +92,15 @@ class Files:
                 self._ask(variant_id, copy)
 
     def source_named(self, variant_id: VariantId, source: WorkerId) -> None:
-        """The manager says from where to stage; a second answer to one question changes nothing."""
+        """The manager says from where to stage. A second answer to one question may name a peer, where the origin was
+        named and can't be read here; else it changes nothing."""
         copy = self.copies.get((variant_id, Level.STAGED))
         if copy is None:
             self._out.append(SendCopyFailed(variant_id, Level.STAGED, "", "it is not wanted any more"))
         elif copy.state == "asking":
             self._make(variant_id, Level.STAGED, copy, source)
+        elif copy.state == "making":
+            copy.source = copy.source or source
 
     def made(self, variant_id: VariantId, level: Level, size: int, took_s: float) -> None:
         """A copy is there."""

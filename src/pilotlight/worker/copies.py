@@ -229,6 +229,8 @@ class Copies:
             staged = await _in_thread(self._from_here, variant_id, context, late=_close)
             if staged is None:
                 answer = await self._offer_of(variant_id)
+                source = answer.source
+                self._arriving[variant_id] = self._progress(variant_id), source
         if staged is None:
             staged = await _in_thread(self._fetch, variant_id, answer, source, late=_close)
         staged.close()

@@ -1,7 +1,9 @@
 """Who is to blame when a replica dies, and what its rows may do next.
 
 A row is charged an attempt only when it ran alone, and its variant has had results somewhere. Rows that died together
-are split in halves, which run again with nothing beside them, so one poison row among n is found in log2(n) deaths. A
+for the first time, on a device that worked, run again at once like others: most replicas are killed from outside. When
+one of them dies again they are split in halves, which run with nothing beside them, at the end of their job, so one
+poison row among n is found in log2(n) more deaths. A
 device whose replicas die twice in a row on different rows, with no result between and none of these rows dead
 elsewhere, is the culprit itself: it rests, and what it charged is given back. One that never had a result is given up
 after a few deaths.
@@ -73,6 +75,14 @@ def is_culprit(belief: DeviceBelief, held: Held) -> bool:
     """Whether a death, before it is remembered, tells against a device that worked: its last one, with no result since,
     was of other rows, and none of these died elsewhere."""
     if not belief.worked or not belief.deaths or _shares_rows(belief, held):
+        return False
+    return not any(index in job.died_on for job, rows in held for index in rows.indices())
+
+
+def are_trusted(belief: DeviceBelief, held: Held) -> bool:
+    """Whether rows of a replica that died, before that is remembered, may run again like others: their device worked
+    since its last death, there were several, and none of them died before."""
+    if not belief.worked or belief.deaths or sum(len(rows) for _, rows in held) < 2:
         return False
     return not any(index in job.died_on for job, rows in held for index in rows.indices())
 

@@ -139,7 +139,7 @@ class JobTeller:
             place = f"{event.worker_id}/{event.device_id}"
             ended = f"{ended_text(event)} ({event.reason})"
             rows = rows_text(moved.spans)
-            self._say(moment, f"the replica on {place} {ended} with {rows}: {suspects_text(moved)}")
+            self._say(moment, f"the replica on {place} {ended} with {rows}: {suspects_text(moment, moved)}")
 
     # --- what was decided
 

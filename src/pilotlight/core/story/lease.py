@@ -80,7 +80,10 @@ class LeaseTeller:
                 self._say(moment, f"{worker_id} gave back {rows}, which had not started")
             case ev.ReplicaDied(reason=reason):
                 self._tell_answers()
-                self._say(moment, f"the replica that had {rows} {ended_text(event)} ({reason}): {suspects_text(moved)}")
+                self._say(
+                    moment,
+                    f"the replica that had {rows} {ended_text(event)} ({reason}): {suspects_text(moment, moved)}",
+                )
             case ev.WorkerLost(worker_id, reason):
                 self._over(moment, f"{worker_id} was lost ({reason}): {rows} {self._whither(spans)}")
             case ev.WorkerJoined(worker_id):

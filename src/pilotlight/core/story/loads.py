@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.ranges import span_count
 from pilotlight.core.story.scene import Charge, Moment, Moved, Scene, Want
@@ -56,12 +57,19 @@ def ended_text(event: ev.ReplicaDied) -> str:
     return "hung and was ended" if event.kind == "timed_out" else "died"
 
 
-def suspects_text(moved: Moved) -> str:
+def run_again(moment: Moment) -> bool:
+    """Whether the rows of a replica that died run again like others."""
+    return any(isinstance(decision, do.Note) and decision.again for decision in moment.step.decisions)
+
+
+def suspects_text(moment: Moment, moved: Moved) -> str:
     """What a replica's death means for the rows that it held of one lease."""
     freed = moved.freed()
     if not freed:
         return f"another worker has {'it' if span_count(moved.spans) == 1 else 'them'} too"
     suspects = "a suspect now" if len(freed) == 1 else "suspects now"
+    if run_again(moment):
+        suspects = "back in the queue"
     if not moved.kept:
         return suspects
     return (

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pilotlight.core import decisions as do
 from pilotlight.core import events as ev
 from pilotlight.core.ranges import Span, span_count
-from pilotlight.core.story.loads import ended_text
+from pilotlight.core.story.loads import ended_text, run_again
 from pilotlight.core.story.records import Line, Story
 from pilotlight.core.story.scene import LeaseSeen, Moment, Scene
 from pilotlight.core.story.words import because_text, count_text, duration_text, range_text, rows_text
@@ -149,7 +149,8 @@ class RowTeller:
         elif kept:
             text += f": {kept[0].worker_id} has it too, in {kept[0].lease_id}"
         elif total > 1:
-            text += f" and {count_text(total - 1, 'other row')}: all are suspects now, and run again in halves, apart"
+            after = "run again like others" if run_again(moment) else "are suspects now, and run again in halves, apart"
+            text += f" and {count_text(total - 1, 'other row')}: all {after}"
         else:
             text += f": no attempt charged, because {self._excuse(event)}"
         self._say(moment, text)
