@@ -16,7 +16,7 @@ from pilotlight.sim.shorten import shorten, story
 
 SEEDS = range(1_000_000, 1_000_160)
 PART = 8
-DIGESTS = {16: "b9dc71b5cb2a7179", 72: "ce2b1f90230149c0", 101: "8b3d24c75097ead1"}
+DIGESTS = {16: "b54ca62ad4ab41e0", 72: "ce2b1f90230149c0", 101: "8b3d24c75097ead1"}
 """What happens in the worlds of some seeds, whose rows all take the same time: `exp` and `cos` are the platform's."""
 
 

@@ -100,8 +100,7 @@ class Cluster:
         job_id = f"job-{len(self.outputs) + 1}"
         self._works[job_id] = work
         self.outputs[job_id] = Output(work, began_s=self.clock.now)
-        if not self.manager_down:
-            self._submit(job_id)
+        self.to_manager(lambda: self._submit(job_id))
         return job_id
 
     def arrive(self, kind: Kind, host: str = "") -> str:
