@@ -186,7 +186,7 @@ def test_a_full_disk_is_said_and_what_came_is_kept(tmp_path: Path, monkeypatch: 
 
 def test_what_does_not_fit_is_not_begun(tmp_path: Path) -> None:
     source = Source()
-    with pytest.raises(CopyError, match=r"it needs 0.00 GB and the cache"):
+    with pytest.raises(CopyError, match=r"it needs 3 MB and the cache"):
         Cache(tmp_path, MB).fetch(LISTED, source.pieces)
     assert source.sent == []
 

@@ -13,7 +13,7 @@ from pilotlight.files import tokens
 from pilotlight.files.control import Described
 from pilotlight.files.locks import CopyError
 from pilotlight.manager.offers import Offers
-from pilotlight.messages import Beat, Copy, Join, Kept, SourceAsked, SourceNamed
+from pilotlight.messages import Beat, Copy, CopyFailed, Join, Kept, SourceAsked, SourceNamed
 from pilotlight.wire import Arrival, Context, FileFact, Listing, Served
 
 FILES = {"config.json": ("a" * 64, 2), "model.safetensors": ("b" * 64, 1000)}
@@ -28,6 +28,7 @@ class Link:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, SourceNamed]] = []
+        self.notes: list[tuple[str, str, str]] = []
         self._more = asyncio.Event()
 
     def send(self, worker_id: str, message: SourceNamed) -> None:
@@ -66,7 +67,7 @@ def join(name: str, *, serves: bool = True, has: bool = False) -> Join:
 def played(play: Callable[[Offers, Link, Service], Coroutine[Any, Any, None]]) -> None:
     async def run() -> None:
         link, service = Link(), Service()
-        offers = Offers(3, cast("Any", link))
+        offers = Offers(3, cast("Any", link), lambda *note: link.notes.append(note), str.upper)
         offers.service = cast("Any", service)
         for name in ("a", "b", "c"):
             offers.heard(name, join(name))
@@ -159,6 +160,36 @@ def test_what_is_on_its_way_is_known_by_the_last_sign_of_life() -> None:
         assert (offers.arriving("a"), offers.arriving("b"), offers.arriving("stranger")) == ([], [arrival], [])
         offers.heard("b", Beat())
         assert offers.arriving("b") == []
+
+    played(play)
+
+
+def test_who_gets_no_files_is_named_once_with_the_reason() -> None:
+    async def play(offers: Offers, link: Link, _service: Service) -> None:
+        failed = CopyFailed(variant="v", reason="its disk is full")
+        offers.heard("a", failed)
+        assert link.notes == [], "it reads them in their folder"
+        offers.heard("a", SourceAsked(variant="v", remote=True))
+        for _ in range(2):
+            offers.heard("a", failed)
+            offers.heard("a", CopyFailed(variant="v", source="b", reason="it is gone"))
+        assert link.notes == [("warning", "a gets no files of V: its disk is full", "a")]
+
+    played(play)
+
+
+def test_a_description_that_is_over_as_it_is_waited_for_is_used() -> None:
+    async def play(offers: Offers, link: Link, service: Service) -> None:
+        offers.name("a", "v", "", CONTEXT)
+        offers.heard("a", SourceAsked(variant="v", remote=True))
+        offers.name("a", "v", "", CONTEXT)
+        await asyncio.sleep(0)
+        service.answer.set_result(Described(files=FILES))
+        await asyncio.sleep(0)
+        offers.heard("b", SourceAsked(variant="v", remote=True))
+        offers.name("b", "v", "", CONTEXT)
+        await link.until(3)
+        assert all(named.offer is not None for _, named in link.sent[1:])
 
     played(play)
 

@@ -179,6 +179,7 @@ def test_what_can_not_be_had_is_said(site: Site) -> None:
     with pytest.raises(ModelNotFound, match=r"http://127.0.0.1:1/m ") as caught:
         models.resolve(gone)
     assert "secret" not in str(caught.value)
+    assert origins._reason(OSError("403, url='https://me:secret@h/m?sig=secret'")) == "403, url='https://h/m'"
     with pytest.raises(ModelNotFound, match="nothing here knows how to read gopher://"):
         models.resolve("gopher://x/y")
 

@@ -44,6 +44,11 @@ def worker(
         raise ConfigError(f"{name} is what pools call workers of their own: give another --name")
     from pilotlight.worker.__main__ import dial_in
 
+    if not 0 <= serve_port <= 65535:
+        raise ConfigError(f"--serve-port {serve_port} is no port: give one from 1 to 65535, or 0 for any")
+    if serve_port and not serve:
+        raise ConfigError("--serve-port and --no-serve can't both be given")
+
     file = path_of(pool, "worker") if pool.is_dir() else pool
     port = serve_port if serve else None
     dial_in(file, name or _default_name(), "" if cache is None else str(cache), port)

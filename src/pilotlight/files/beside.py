@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import socket
 import subprocess
 import sys
@@ -63,8 +64,9 @@ class FileService:
         try:
             self._listener = socket.create_server((host, self.port), family=family, backlog=BACKLOG)
         except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"files can't be served at port {self.port} of {host}: {reason}") from error
+            reason = os.strerror(error.errno) if error.errno else error
+            where = f"files can't be served at port {self.port} of {host}"
+            raise ConfigError(f"{where}: {reason}; choose another --serve-port, or --no-serve") from error
         self.port = int(self._listener.getsockname()[1])
         if self._control is not None:
             self._control.hand_over(Listen(), self._listener)

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import msgspec
 
+from pilotlight.core.story.words import bytes_text
 from pilotlight.durable import sync_folder
 from pilotlight.files import eviction, filecopy, incoming, manifest, modelfiles, place
 from pilotlight.files.locks import CopyError, held, take, try_take
@@ -384,7 +385,7 @@ class Cache:
                 eviction.evict(self, need, self._clock(), going_on)
                 room, text = self.room()
         if room < need:
-            raise CopyError(f"it needs {need / 1e9:.2f} GB and {text}")
+            raise CopyError(f"it needs {bytes_text(need)} and {text}")
 
     def room(self) -> tuple[int, str]:
         """Bytes that may come in, and a clause that says so."""
@@ -393,9 +394,9 @@ class Cache:
         used = sum(eviction.own_bytes(path) for path in (*self.files(), *incoming.partials(self.root)))
         limit = self._limit_bytes or int((free + used) * DISK_SHARE)
         if limit - used <= free:
-            text = f"the cache {self.root} may hold {limit / 1e9:.2f} GB, of which {used / 1e9:.2f} GB are in use"
+            text = f"the cache {self.root} may hold {bytes_text(limit)}, of which {bytes_text(used)} are in use"
         else:
-            text = f"the disk of {self.root} has {max(free, 0) / 1e9:.2f} GB free"
+            text = f"the disk of {self.root} has {bytes_text(max(free, 0))} to spare"
         return min(limit - used, free), text
 
     # --- places

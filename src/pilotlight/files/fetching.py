@@ -73,7 +73,10 @@ class Peer:
                 continue
             except httpx2.TransportError as error:
                 reason = str(error) or type(error).__name__
-            empty_tries = empty_tries + 1 if have == before else 0
+            if have > before:
+                empty_tries, busy_until = 0, time.monotonic() + BUSY_S
+            else:
+                empty_tries += 1
             if have < size and empty_tries >= TRIES:
                 raise CopyError(f"{self._name} can't be read at {self._url}: {reason}")
             if have < size:

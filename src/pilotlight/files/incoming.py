@@ -82,8 +82,8 @@ def bring(stock: Stock, wanted: Mapping[str, int], pieces: Pieces, pins: list[in
     with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="fetch") as threads:
         futures = [threads.submit(one, digest, size) for digest, size in order]
     errors = [error for future in futures if (error := future.exception()) is not None]
-    for error in sorted(errors, key=lambda error: isinstance(error, Leaving)):
-        raise error
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, Leaving))
     return {digest: future.result() for (digest, _), future in zip(order, futures, strict=True)}
 
 

@@ -20,7 +20,7 @@ class Progress:
     def expect(self, sizes: dict[str, int]) -> None:
         """These files are to come, of so many bytes."""
         with self._lock:
-            self._sizes = sizes
+            self._sizes = dict(sizes)
 
     def here(self, name: str, count: int | None = None) -> None:
         """So many of a file's bytes are here; None: all."""

@@ -316,6 +316,8 @@ async def _describe(service: Service, control: Control, request: Describe) -> No
         answer = Answer(number=request.number, described=described)
     except PilotlightError as error:
         answer = Answer(number=request.number, error=str(error))
+    except Exception as error:  # whoever asked waits for an answer
+        answer = Answer(number=request.number, error=f"{type(error).__name__}: {error}")
     await control.send(answer)
 
 

@@ -94,7 +94,7 @@ class Manager:
         self.record: Record = lambda _event, _decisions, _now: None
         self._link = link
         self._keeper = keeper
-        self.offers = Offers(epoch, link)
+        self.offers = Offers(epoch, link, self.note, self.name_of)
         self._events: deque[ev.ManagerEvent] = deque()
         self._handling = False
         self._early = EarlyRows()

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from pilotlight.core.errors import PilotlightError
 from pilotlight.files import tokens
 from pilotlight.files.beside import FileService
-from pilotlight.messages import Beat, Copy, Join, Kept, SourceAsked, SourceNamed, WorkerMessage
+from pilotlight.messages import Beat, Copy, CopyFailed, Join, Kept, SourceAsked, SourceNamed, WorkerMessage
 from pilotlight.ports import ManagerLink
 from pilotlight.wire import Arrival, Context, FileFact, Listing, Offer, Served
 
@@ -24,23 +24,30 @@ from pilotlight.wire import Arrival, Context, FileFact, Listing, Offer, Served
 @dataclass(slots=True)
 class _Peer:
     """A worker. ahead_s: how far its machine's clock is ahead of this one's. listings: of what it has, or is about to,
-    by variant. remote: variants whose origin it can't read. arriving: what is on its way, by its last sign of life."""
+    by variant. remote: variants whose origin it can't read. arriving: what is on its way, by its last sign of life.
+    told: why it got no files of a variant, as far as that was told."""
 
     served: Served | None
     ahead_s: float
     listings: dict[str, Listing] = field(default_factory=dict[str, Listing])
     remote: set[str] = field(default_factory=set[str])
     arriving: list[Arrival] = field(default_factory=list[Arrival])
+    told: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
 
 class Offers:
     """Answers to `SourceAsked`. `service` is the manager's own, once one was started: where workers of other machines
     may dial in."""
 
-    def __init__(self, epoch: int, link: ManagerLink) -> None:
+    def __init__(
+        self, epoch: int, link: ManagerLink, note: Callable[[str, str, str], None], name_of: Callable[[str], str]
+    ) -> None:
+        """note: takes a level, a sentence, and the worker that it is about. name_of: what people call a variant."""
         self.service: FileService | None = None
         self._epoch = epoch
         self._link = link
+        self._note = note
+        self._name_of = name_of
         self._peers: dict[str, _Peer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._described: dict[str, asyncio.Task[Listing]] = {}
@@ -57,6 +64,8 @@ class Offers:
             case SourceAsked(variant=variant_id, remote=True):
                 if worker_id in self._peers:
                     self._peers[worker_id].remote.add(variant_id)
+            case CopyFailed(variant=variant_id, source="", reason=reason):
+                self._failed(worker_id, variant_id, reason)
             case Beat(arriving=arriving):
                 if worker_id in self._peers:
                     self._peers[worker_id].arriving = arriving
@@ -78,6 +87,13 @@ class Offers:
         elif not copy.bytes:
             peer.listings.pop(copy.variant, None)
         peer.remote.discard(copy.variant)
+
+    def _failed(self, worker_id: str, variant_id: str, reason: str) -> None:
+        """The origin is tried a few times more; why it failed is told once, and only where the worker has no other."""
+        peer = self._peers.get(worker_id)
+        if peer is not None and variant_id in peer.remote and (variant_id, reason) not in peer.told:
+            peer.told.add((variant_id, reason))
+            self._note("warning", f"{worker_id} gets no files of {self._name_of(variant_id)}: {reason}", worker_id)
 
     def arriving(self, worker_id: str) -> list[Arrival]:
         """What a worker is staging now."""
@@ -101,8 +117,9 @@ class Offers:
         """Tell a worker from where to stage: a peer, or the origin (""), which may take some time to be described."""
         peer = self._peers.get(worker_id)
         if source:
-            if variant_id in self._described and variant_id not in self._listings_of(source):
-                self._run(self._name_when_described(worker_id, variant_id, source))  # it waits for the same
+            described = self._described.get(variant_id)
+            if described is not None and variant_id not in self._listings_of(source):
+                self._run(self._name_when_described(worker_id, variant_id, described, source))  # it waits for the same
             else:
                 self._send(worker_id, variant_id, source, self._of_peer(worker_id, variant_id, source))
         elif peer is None or variant_id not in peer.remote:
@@ -110,11 +127,12 @@ class Offers:
         elif self.service is None or context is None or context.model_path is None:
             self._send(worker_id, variant_id, refusal="the pool's manager does not serve files: it does not listen")
         else:
-            if variant_id not in self._described:
+            described = self._described.get(variant_id)
+            if described is None:
                 described = asyncio.get_running_loop().create_task(_describe(self.service, context))
                 self._described[variant_id] = described
                 described.add_done_callback(lambda _: self._described.pop(variant_id, None))
-            self._run(self._name_when_described(worker_id, variant_id))
+            self._run(self._name_when_described(worker_id, variant_id, described))
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -137,16 +155,18 @@ class Offers:
         listing = asker.listings[variant_id] = peer.listings[variant_id]
         return _offer(listing, peer.served.key, peer.ahead_s, peer.served.url)
 
-    async def _name_when_described(self, worker_id: str, variant_id: str, source: str = "") -> None:
+    async def _name_when_described(
+        self, worker_id: str, variant_id: str, described: asyncio.Task[Listing], source: str = ""
+    ) -> None:
         """Those who wait for one description are answered in the order of their questions, sources first."""
         try:
-            listing = await asyncio.shield(self._described[variant_id])
-        except PilotlightError as error:
-            self._send(worker_id, variant_id, source, refusal=str(error))
+            listing = await asyncio.shield(described)
+        except PilotlightError as error:  # of the origin, whoever was named: a peer is not to blame
+            self._send(worker_id, variant_id, refusal=str(error))
             return
         except Exception as error:
             traceback.print_exc()
-            self._send(worker_id, variant_id, source, refusal=f"{type(error).__name__}: {error}")
+            self._send(worker_id, variant_id, refusal=f"{type(error).__name__}: {error}")
             return
         if source:
             self._send(worker_id, variant_id, source, self._of_peer(worker_id, variant_id, source))

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ USUAL = (
 )
 """What to ask for where a server lists nothing."""
 EXTRAS = {"s3": "s3", "s3a": "s3"}
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
 _FETCHED = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")
 
 
@@ -177,6 +179,7 @@ class _Store:
                 names = [f"{key}.{remote.relative}" for remote in remotes]
                 blobs = list(threads.map(self._blob, names, remotes))
             fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
+            sync_folder(self._root / "blobs")
             for remote, blob in zip(remotes, blobs, strict=True):
                 link = fresh / remote.relative
                 link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -204,8 +207,8 @@ class _Store:
             file.flush()
             os.fsync(file.fileno())
         blob = self._root / "blobs" / total.hexdigest()
-        partial.chmod(0o444)
         partial.replace(blob)
+        blob.chmod(0o444)  # not before: a crash would leave a partial file that can't be opened again
         return blob
 
     def _pieces(self, remote: _Remote, have: int) -> Iterator[bytes]:
@@ -229,7 +232,7 @@ class _Store:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).strip().splitlines()
+    text = _URL.sub(lambda url: shown_as(url[0]), str(error).strip()).splitlines()
     return text[0][:200] if text else type(error).__name__
 
 
