@@ -207,7 +207,7 @@ def test_a_row_that_kills_takes_no_more_with_it_where_steps_are_reported_togethe
     each, together = run(busy(job), OURS), run(busy(job, report_s=120.0), OURS)
     assert together.meter.rows == each.meter.rows == 20_000
     assert together.end_s < each.end_s + 120.0, "not even one report's time is lost"
-    assert together.meter.lost_s < 1.5 * each.meter.lost_s
+    assert together.meter.lost_s < 2 * each.meter.lost_s
 
 
 def test_replicas_that_share_a_device_go_on_step_by_step() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,8 @@ from pilotlight.core.errors import ConfigError
 from pilotlight.quantities import duration_s, size_bytes
 
 SIZES = ("bytes", "bytes_per_s", "per_reader")
+POSITIVE = frozenset({"speed", "tick_s", "step_s", "heard_s"})
+"""Fields by which something is divided, or with which time goes on; rates are the others."""
 NAMES = {"name", "variant_id"}
 """Fields that the name of a table fills, where tables stand under names: `[kinds.a10]`."""
 
@@ -104,8 +107,10 @@ def _plain(hint: Any, value: object, key: str, where: str) -> object:
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where} must be {_wanted(hint, key)}, not {_shown(value)}")
-    if isinstance(value, float) and not value >= 0:
+    if isinstance(value, (int, float)) and key != "changes" and not value >= 0:
         raise ConfigError(f"{where} must not be negative")
+    if isinstance(value, (int, float)) and (_is_rate(key) or key in POSITIVE) and not 0 < value < math.inf:
+        raise ConfigError(f"{where} must be more than 0, and finite")
     return value
 
 
