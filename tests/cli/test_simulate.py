@@ -127,3 +127,10 @@ def test_without_matplotlib_the_extra_is_named(
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert "pip install 'pilotlight[plot]'" in told(capsys, world, "--picture", "p.png", code=2)
+
+
+def test_a_page_that_can_not_be_written_is_refused_before_anything_runs(
+    world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = told(capsys, world, "--html", str(tmp_path / "nowhere" / "p.html"), code=2)
+    assert "p.html can't be written: the folder" in said

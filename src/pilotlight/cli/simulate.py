@@ -80,6 +80,9 @@ def simulate(
         from pilotlight.sim import picture as pictures
 
         pictures.check()
+        for target in (picture, html):
+            if target is not None and not target.parent.is_dir():
+                raise ConfigError(f"{target} can't be written: the folder {target.parent} does not exist")
     if sensitivity:
         return _sensitivity(path, given, world, policies, sizes)
     outcomes = _runs(world, policies, sizes, switches=switches)
