@@ -11,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -20,6 +21,8 @@ from tests.faults.harness import Playground, playground
 from tests.faults.lasting import LastingPool
 from tests.releases.make import CASES, HERE, OPTIONS, PYTHON
 
+EXTRACTION: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+"""Python 3.11 has filters since 3.11.4."""
 FOLDERS = sorted(path for path in Path(__file__).parent.iterdir() if (path / "plain.tar.zst").exists())
 
 
@@ -32,7 +35,7 @@ def ground() -> Iterator[Playground]:
 def unpack(kept: Path, ground: Playground) -> None:
     """Put back what was left, long ago and on another machine."""
     with tarfile.open(fileobj=io.BytesIO(zstandard.decompress(kept.read_bytes()))) as tar:
-        tar.extractall(ground.folder, filter="data")
+        tar.extractall(ground.folder, **EXTRACTION)
     for lock in ground.folder.glob("*.pilotlight/lock"):
         os.utime(lock, (0, 0))
 
