@@ -18,8 +18,7 @@ PATIENCE_S = 30.0
 """How long after the last worker came another one, which may be larger, is waited for before jobs are given up."""
 
 
-KILLED, OUT_OF_MEMORY = "killed_replica", "out_of_memory"
-"""How replicas end: by themselves, or because their rows need more memory than there is."""
+OUT_OF_MEMORY = "out_of_memory"
 
 
 class Blame:
@@ -67,7 +66,7 @@ class Blame:
         text = f"{worker.worker_id}'s replica of {name} died ({event.reason}); {lost} requests had started"
         proved = event.variant_id in self._state.proved
         culprit = retry.is_culprit(belief, held)
-        trusted = proved and event.kind == KILLED and retry.are_trusted(belief, held)
+        trusted = proved and event.kind == ev.KILLED and retry.are_trusted(belief, held)
         self._out.append(Note("warning", text, worker.worker_id, again=total if trusted else 0))
         if not held and event.variant_id not in belief.worked_on:
             belief.vain_deaths[event.variant_id] = belief.vain_deaths.get(event.variant_id, 0) + 1

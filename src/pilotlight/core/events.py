@@ -11,6 +11,9 @@ from pilotlight.core.model import Device, DeviceId, JobId, LeaseId, ReplicaId, V
 from pilotlight.core.ranges import Span
 from pilotlight.core.transitions import Level, ReplicaState
 
+KILLED = "killed_replica"
+"""What a row's error is called whose replica ended by itself."""
+
 # --- the manager's --------------------------------------------------------------------------------------------
 
 
@@ -154,7 +157,7 @@ class ReplicaDied:
     rows: dict[LeaseId, list[Span]]
     started: int
     reason: str
-    kind: str = "killed_replica"
+    kind: str = KILLED
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,9 +115,8 @@ class Offers:
 
     def name(self, worker_id: str, variant_id: str, source: str, context: Context | None) -> None:
         """Tell a worker from where to stage: a peer, or the origin (""), which may take some time to be described."""
-        peer = self._peers.get(worker_id)
+        peer, described = self._peers.get(worker_id), self._described.get(variant_id)
         if source:
-            described = self._described.get(variant_id)
             if described is not None and variant_id not in self._listings_of(source):
                 self._run(self._name_when_described(worker_id, variant_id, described, source))  # it waits for the same
             else:
@@ -127,7 +126,6 @@ class Offers:
         elif self.service is None or context is None or context.model_path is None:
             self._send(worker_id, variant_id, refusal="the pool's manager does not serve files: it does not listen")
         else:
-            described = self._described.get(variant_id)
             if described is None:
                 described = asyncio.get_running_loop().create_task(_describe(self.service, context))
                 self._described[variant_id] = described

@@ -65,6 +65,11 @@ def _shares_rows(belief: DeviceBelief, held: Held) -> bool:
     return any(last[job.job_id].within(*span) for job, rows in held if job.job_id in last for span in rows)
 
 
+def _died_before(held: Held) -> bool:
+    """Whether one of these rows was in a replica that died."""
+    return any(index in job.died_on for job, rows in held for index in rows.indices())
+
+
 def is_hopeless(belief: DeviceBelief, variant_id: VariantId) -> bool:
     """Whether enough of a variant's replicas died on a device that never had a result of it: then the device counts as
     one that can't load it."""
@@ -76,7 +81,7 @@ def is_culprit(belief: DeviceBelief, held: Held) -> bool:
     was of other rows, and none of these died elsewhere."""
     if not belief.worked or not belief.deaths or _shares_rows(belief, held):
         return False
-    return not any(index in job.died_on for job, rows in held for index in rows.indices())
+    return not _died_before(held)
 
 
 def are_trusted(belief: DeviceBelief, held: Held) -> bool:
@@ -84,7 +89,7 @@ def are_trusted(belief: DeviceBelief, held: Held) -> bool:
     since its last death, there were several, and none of them died before."""
     if not belief.worked or belief.deaths or sum(len(rows) for _, rows in held) < 2:
         return False
-    return not any(index in job.died_on for job, rows in held for index in rows.indices())
+    return not _died_before(held)
 
 
 def quarantine(belief: DeviceBelief, now: float) -> float:
