@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import socket
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from pilotlight.core.errors import ConfigError
-from pilotlight.files import incoming, tokens
+from pilotlight.files import incoming, service, tokens
 from pilotlight.files.beside import FileService
+from pilotlight.files.control import Configure
 from pilotlight.files.locks import CopyError, take
 from tests.files.bench import WITHIN_S, Machine, digest, model, serving, until
 
@@ -198,47 +201,41 @@ def test_what_is_coming_is_passed_on_as_it_comes(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_connection_that_asks_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pilotlight.files import service
-    from pilotlight.files.control import Configure
+@contextlib.asynccontextmanager
+async def in_this_process(cache: Path) -> AsyncGenerator[int]:
+    """A service whose key is `k`, for the time of a block. Its port."""
+    made = service.Service(Configure(cache=str(cache), key=b"k"))
+    await made.start()
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    made.listen(listener)
+    yield port
+    await made.stop()
 
+
+def test_a_connection_that_asks_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "IDLE_S", 0.2)
 
     async def scenario() -> None:
-        made = service.Service(Configure(cache=str(tmp_path), key=b"k"))
-        await made.start()
-        listener = socket.create_server(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        made.listen(listener)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /files/")
-        assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
-        writer.close()
-        await made.stop()
+        async with in_this_process(tmp_path) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /files/")
+            assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
+            writer.close()
 
     asyncio.run(scenario())
 
 
 def test_too_many_at_once_are_told_to_ask_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pilotlight.files import service
-
     monkeypatch.setattr(service, "UPLOADS_MAX", 0)
 
     async def scenario() -> None:
-        from pilotlight.files.control import Configure
-
-        made = service.Service(Configure(cache=str(tmp_path), key=b"k"))
-        await made.start()
-        listener = socket.create_server(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        made.listen(listener)
-        async with httpx2.AsyncClient(trust_env=False) as client:
+        async with in_this_process(tmp_path) as port, httpx2.AsyncClient(trust_env=False) as client:
             token = tokens.mint(b"k", NAME, time.monotonic() + 60)
             answer = await client.get(
                 f"http://127.0.0.1:{port}/files/{NAME}", headers={"Authorization": f"Bearer {token}"}
             )
         assert answer.status_code == 503
-        await made.stop()
 
     asyncio.run(scenario())
 

@@ -161,7 +161,6 @@ class _Store:
     def __init__(self, root: Path, filesystem: Any) -> None:
         self._root = root
         self._filesystem = filesystem
-        self._stop = threading.Event()
         for name in ("blobs", "models", "partial", "locks"):
             (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -172,7 +171,7 @@ class _Store:
         folder = self._root / "models" / key / (PurePosixPath(url).name or "model")
         if folder.is_dir():
             return folder
-        with locks.held(self._root / "locks" / key, self._stop):
+        with locks.held(self._root / "locks" / key, threading.Event()):
             if folder.is_dir():
                 return folder
             with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="origin") as threads:
